@@ -1,0 +1,91 @@
+"""`kl_divergence`: the divergence of one batch."""
+
+import torch
+from torch import Tensor
+
+from klmetric import totals
+from klmetric.inputs import Input, measure
+from klmetric.options import (
+    Direction,
+    Format,
+    NanStrategy,
+    Reduction,
+    check_base,
+    check_options,
+    check_reduction,
+)
+
+
+def kl_divergence(
+    p: Input,
+    q: Input,
+    log_prob: bool = False,
+    reduction: Reduction | None = "mean",
+    *,
+    input_format: Format | tuple[Format, Format] | None = None,
+    dim: int = -1,
+    direction: Direction = "forward",
+    temperature: float = 1.0,
+    base: float | None = None,
+    eps: float = 0.0,
+    nan_strategy: NanStrategy = "propagate",
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""KL divergence of an approximation q from a reference p, never negative and exact for near-equal rows.
+
+    .. math:: KL(p \| q) = \sum_c p_c \log\frac{p_c}{q_c}
+
+    (Kullback and Leibler: On Information and Sufficiency, 1951.) It takes the place of
+    `torchmetrics.functional.regression.kl_divergence`: the first four arguments are the same.
+
+    Args:
+        p: the reference (data, teacher), shape (N, ..., classes), or a `torch.distributions.Distribution`, one row per
+            batch element.
+        q: the approximation (prediction, student), like `p`.
+        log_prob: True is the old spelling of `input_format="log_probs"`.
+        reduction: `"mean"` over rows, weighted; `"sum"`; `"batchmean"`, the sum over the number of samples (the length
+            of the first axis, as in `torch.nn.KLDivLoss`); `"none"` or None, one value per row.
+        input_format: `"probs"` (default), `"log_probs"` or `"logits"`, or a pair (for p, for q). All are normalised.
+        dim: the class axis. (`dim` and `input_format` are of tensors; a distribution knows its own.)
+        direction: `"forward"` KL(p‖q), `"reverse"` KL(q‖p), `"jeffreys"` their sum.
+        temperature: divides the logits and log-probabilities of both; probabilities go to the power 1/temperature.
+        base: of the logarithm; None for e.
+        eps: floor under the probabilities of the approximation (q, and p where the direction is reversed), which are
+            normalised again afterwards. 0 leaves them alone.
+        nan_strategy: what rows that are no distributions do (NaN, negative, all zero, infinite logits).
+            `"propagate"` makes the result NaN, with a warning that counts them; `"ignore"` leaves them out, with a
+            warning; `"error"` raises.
+        weight: bool or non-negative, its shape a prefix of the batch shape (N, ...): one per sample or one per row. A
+            row of weight 0 never touches the result.
+
+    Returns:
+        A scalar in nats (or the unit of `base`), float64 for float64 input and float32 otherwise. With
+        `reduction="none"` the batch shape, not scaled by `weight`; rows of weight 0 and ignored rows are 0.
+
+    Raises:
+        TypeError: for an input of the wrong kind (integers, a tensor with a distribution, a pair of distributions
+            without a registered divergence).
+        ValueError: for a wrong shape, device, option or weight, and for bad rows with `nan_strategy="error"`.
+
+    Example:
+        >>> import torch
+        >>> from klmetric import kl_divergence
+        >>> p = torch.tensor([[0.36, 0.48, 0.16]])
+        >>> q = torch.tensor([[1 / 3, 1 / 3, 1 / 3]])
+        >>> kl_divergence(p, q)
+        tensor(0.0853)
+        >>> student = torch.tensor([[0.1, 0.2, 0.3], [2.0, 0.0, -torch.inf]])
+        >>> teacher = torch.tensor([[0.1, 0.2, 0.3], [1.0, 1.0, -torch.inf]])
+        >>> kl_divergence(teacher, student, input_format="logits", reduction="none")
+        tensor([0.0000, 0.4338])
+    """
+    options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy)
+    reduction = check_reduction(reduction)
+    unit = check_base(base)
+    rows = measure(p, q, weight, options)
+    sums = totals.of_rows(rows.kl, rows.weight, options)
+    totals.warn_of_invalid(sums.detach(), nan_strategy, stacklevel=2)
+    if reduction == "none":
+        left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out
+        return torch.where(left_out, 0, rows.kl) / unit
+    return (totals.value(sums, reduction, nan_strategy) / unit).to(rows.kl.device, rows.kl.dtype)

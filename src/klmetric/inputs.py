@@ -1,0 +1,192 @@
+"""What p, q and weight may be; their checks; and the one path from them to the divergence of each row."""
+
+import math
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, OneHotCategorical
+from torch.distributions import kl_divergence as kl_of_distributions
+
+from klmetric.options import Format, Options
+from klmetric.rows import kl_rows
+
+Input: TypeAlias = Tensor | Distribution
+
+
+class Rows(NamedTuple):
+    """The divergence of each row, and what it counts.
+
+    Attributes:
+        kl: in nats, of the batch shape (N, ...); NaN where a row is no pair of distributions.
+        weight: of the shape of `kl`, or None where every row counts 1.
+    """
+
+    kl: Tensor
+    weight: Tensor | None
+
+    @property
+    def left_out(self) -> Tensor:
+        """Rows of weight 0, as a mask of the shape of `kl`."""
+        return torch.zeros_like(self.kl, dtype=torch.bool) if self.weight is None else self.weight == 0
+
+
+def measure(p: Input, q: Input, weight: Tensor | None, options: Options) -> Rows:
+    """Check the inputs and measure the divergence of each row."""
+    if isinstance(p, Distribution) and isinstance(q, Distribution):
+        if not (isinstance(p, _CATEGORICAL) and isinstance(q, _CATEGORICAL)):
+            kl = _kl_of_distributions(p, q, options)
+            rows = Rows(kl, _check_weight(weight, kl))
+            _check_rows(rows, None, options)
+            return rows
+        p, q, options = _categorical(p, q, options)
+    elif isinstance(p, Distribution) or isinstance(q, Distribution):
+        raise TypeError(
+            "`p` and `q` must both be tensors or both be distributions."
+            f" Got {type(p).__name__} and {type(q).__name__}. Wrap the tensor: Categorical(probs=...)."
+        )
+    _check_tensors(p, q, options.dim)
+    p, q = p.movedim(options.dim, -1), q.movedim(options.dim, -1)
+    rows = Rows(kl_rows(p, q, options), _check_weight(weight, p[..., 0]))
+    _check_rows(rows, (p, q), options)
+    return _without_gradient_of_left_out(rows, p, q, options)
+
+
+_CATEGORICAL = (Categorical, OneHotCategorical)
+
+
+def _check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
+    for name, x in (("p", p), ("q", q)):
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"`{name}` must be a torch.Tensor or a torch.distributions.Distribution. Got {type(x).__name__}."
+                " Convert it with torch.as_tensor."
+            )
+        if not x.is_floating_point():
+            raise TypeError(
+                f"`{name}` must hold floating-point probabilities, log-probabilities or logits. Got {x.dtype}, shape"
+                f" {tuple(x.shape)}. Class indices become probabilities by torch.nn.functional.one_hot(...).float()."
+            )
+    if p.shape != q.shape:
+        raise ValueError(
+            f"`q` must have the shape of `p`. Got p {tuple(p.shape)} and q {tuple(q.shape)}."
+            " Were both made with the same label set, of the same batch?"
+        )
+    if p.device != q.device:
+        raise ValueError(f"`p` and `q` must share a device. Got p on {p.device}, q on {q.device}. Use q.to(p.device).")
+    if not -p.ndim <= dim < p.ndim:
+        raise ValueError(
+            f"`dim` must be an axis of the input. Got dim={dim} for shape {tuple(p.shape)}. Classes are mostly last."
+        )
+    if p.shape[dim] == 0:
+        raise ValueError(f"The class axis must not be empty. Got shape {tuple(p.shape)}, dim={dim}. Is `dim` right?")
+
+
+def _check_weight(weight: Tensor | None, kl: Tensor) -> Tensor | None:
+    """Check `weight` and spread it over the rows."""
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"`weight` must be a torch.Tensor. Got {type(weight).__name__}.")
+    if weight.is_complex():
+        raise TypeError(f"`weight` must be bool or real. Got {weight.dtype}.")
+    if weight.device != kl.device:
+        raise ValueError(f"`weight` must be on the device of `p`. Got weight on {weight.device} and p on {kl.device}.")
+    if weight.shape != kl.shape[: weight.ndim]:
+        raise ValueError(
+            "`weight` must have one entry per sample or per row: its shape a prefix of the batch shape."
+            f" Got weight {tuple(weight.shape)} for batch shape {tuple(kl.shape)}. The class axis has no weights."
+        )
+    if weight.dtype is not torch.bool and not bool(((weight >= 0) & (weight < math.inf)).all()):
+        lowest = weight.min().item()
+        what = "NaN" if weight.isnan().any() else f"{lowest:g}" if lowest < 0 else "inf"
+        raise ValueError(f"`weight` must be finite and at least 0. Got {what}, shape {tuple(weight.shape)}.")
+    return weight.detach().reshape(weight.shape + (1,) * (kl.ndim - weight.ndim)).expand(kl.shape)
+
+
+def _categorical(p: Distribution, q: Distribution, options: Options) -> tuple[Tensor, Tensor, Options]:
+    """The tensors that two categorical distributions were made from, and how to read them."""
+    (p_param, p_format), (q_param, q_format) = _parameter(p), _parameter(q)
+    if p_param.shape[-1] == q_param.shape[-1]:  # one prior for a batch of posteriors
+        shape = torch.broadcast_shapes(p_param.shape, q_param.shape)  # type: ignore[no-untyped-call]
+        p_param, q_param = p_param.expand(shape), q_param.expand(shape)
+    return p_param, q_param, replace(options, input_format=(p_format, q_format), dim=-1)
+
+
+def _parameter(d: Distribution) -> tuple[Tensor, Format]:
+    # `.logits` of a distribution made from probabilities are clamped, `.probs` of one made from logits rounded: only
+    # `_param` is what it was made from.
+    own = d._categorical if isinstance(d, OneHotCategorical) else d
+    assert isinstance(own, Categorical)
+    return own._param, "probs" if own._param is vars(own).get("probs") else "logits"
+
+
+def _kl_of_distributions(p: Distribution, q: Distribution, options: Options) -> Tensor:
+    for name, is_default in (("temperature", options.temperature == 1), ("eps", options.eps == 0)):
+        if not is_default:
+            raise ValueError(
+                f"`{name}` is for categorical distributions. Got {name}={getattr(options, name)} with"
+                f" {type(p).__name__} and {type(q).__name__}."
+            )
+    pairs = {"forward": [(p, q)], "reverse": [(q, p)], "jeffreys": [(p, q), (q, p)]}[options.direction]
+    try:
+        kl = torch.stack([kl_of_distributions(a, b) for a, b in pairs])
+    except NotImplementedError as error:
+        raise TypeError(
+            "The pair of distributions must have a KL divergence registered in torch.distributions."
+            f" Got {type(p).__name__} and {type(q).__name__}. Register one with torch.distributions.kl.register_kl,"
+            " or estimate it from samples."
+        ) from error
+    # The closed forms of torch subtract, and can round to just below 0.
+    return kl.to(torch.promote_types(kl.dtype, torch.float32)).clamp_min(0).sum(0)
+
+
+def _check_rows(rows: Rows, inputs: tuple[Tensor, Tensor] | None, options: Options) -> None:
+    """With nan_strategy="error", raise if a row that counts is no pair of distributions."""
+    if options.nan_strategy != "error":
+        return
+    invalid = rows.kl.isnan() & ~rows.left_out
+    if not bool(invalid.any()):
+        return
+    first = tuple(invalid.nonzero()[0].tolist())
+    where = str(first[0]) if len(first) == 1 else str(first)
+    reason = "its divergence is NaN"
+    if inputs is not None:
+        faults = [(name, _fault(x[first], f)) for name, x, f in zip("pq", inputs, options.input_format, strict=True)]
+        reason = next((f"`{name}` {fault}" for name, fault in faults if fault), reason)
+    raise ValueError(
+        f"Every row must be a distribution (nan_strategy='error'). {int(invalid.sum())} of {invalid.numel()} rows are"
+        f" not; the first is row {where}: {reason}. Mask it with `weight`, or use nan_strategy='ignore'."
+    )
+
+
+def _fault(row: Tensor, input_format: Format) -> str | None:
+    """What keeps one row from being a distribution, if anything does."""
+    for text, bad in (
+        ("NaN", row.isnan()),
+        ("inf", row == math.inf),
+        ("a negative probability", (row < 0) & (input_format == "probs")),
+    ):
+        if bool(bad.any()):
+            place = int(bad.nonzero()[0, 0])
+            return f"has {text} at class {place} ({row[place].item():g})"
+    nothing = 0 if input_format == "probs" else -math.inf
+    return f"is {nothing} in every class" if bool((row == nothing).all()) else None
+
+
+def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Options) -> Rows:
+    """Keep NaN and infinite gradients of rows that do not count from reaching p and q.
+
+    A gradient of 0 that flows into such a row comes out as 0 times infinity. Only a row that was never there has none:
+    measure again with two equal rows in its place.
+    """
+    if not rows.kl.requires_grad:
+        return rows
+    invalid = rows.kl.isnan()
+    left_out = rows.left_out | invalid if options.nan_strategy == "ignore" else rows.left_out
+    if not bool(left_out.any()):
+        return rows
+    mask = left_out.unsqueeze(-1)
+    kl = kl_rows(p.masked_fill(mask, 1), q.masked_fill(mask, 1), options)
+    return Rows(kl.masked_fill(invalid & left_out, math.nan), rows.weight)

@@ -1,0 +1,368 @@
+"""`KLDivergenceCallback`: logs the divergence at the end of every epoch."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+from torch.distributions import Distribution
+from torchmetrics import Metric, MetricCollection
+
+from klmetric.distributed import padded_sampler, real_samples
+from klmetric.inputs import Input
+from klmetric.metric import KLDivergence
+from klmetric.options import check_choice
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ModuleNotFoundError:
+    try:
+        from pytorch_lightning import (  # type: ignore[assignment]
+            Callback,
+            LightningModule,
+            Trainer,
+        )
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "klmetric.lightning needs Lightning. Install it with: pip install 'klmetric[lightning]'"
+        ) from error
+
+Stage: TypeAlias = Literal["train", "validate", "test"]
+Source: TypeAlias = str | Callable[[Any, Any], Any]
+
+# The name of each stage in what is logged, as Lightning itself has it.
+PREFIXES: dict[Stage, str] = {"train": "train", "validate": "val", "test": "test"}
+STEPS: dict[Stage, str] = {"train": "training_step", "validate": "validation_step", "test": "test_step"}
+
+
+class KLDivergenceCallback(Callback):
+    """Log the KL divergence of every epoch, the same number for every number of processes.
+
+    At the end of each epoch of each stage it logs `train_kl`, `val_kl` or `test_kl`, where `EarlyStopping`,
+    `ModelCheckpoint` and the loggers find it in the same epoch; with several dataloaders `val_kl/dataloader_idx_0` and
+    so on. The sanity check logs nothing.
+
+    Args:
+        metric: what to measure, a `Metric` or `MetricCollection` whose `update` takes p, q and weight. The callback
+            works on copies of it, one for each stage and dataloader. None for `KLDivergence()`: probabilities. Where
+            `compute` gives a dict, each key is logged as `{name}_{key}`.
+        p: the reference: a key into the dict that the step returns, or a callable (outputs, batch) that gives a tensor
+            or a `torch.distributions.Distribution`.
+        q: the approximation, like `p`.
+        weight: like `p`, one weight per sample or row; None for 1.
+        stages: any of "train", "validate" and "test".
+        name: of the logged value; {stage} becomes train, val or test.
+        prog_bar: whether the progress bar shows it.
+        drop_padding: leave out the samples that `DistributedSampler` repeats so that all processes get equally many.
+            It needs a first axis of samples in `p` and `q`.
+
+    Attributes:
+        history: one dict for each epoch end, with the stage, the epoch, the global step and every value that was
+            logged. It is saved in the checkpoint and continues from there. (The workers of `ddp_spawn` end with the
+            training, and their callbacks with them: read the history from the checkpoint or the logger there.)
+
+    Raises:
+        TypeError: for a metric, a step or an output of the wrong kind.
+        ValueError: for an unknown stage, a key that the step does not return (naming those that it does), a batch that
+            cannot be matched with its samples.
+
+    Example:
+        >>> from klmetric import KLDivergence
+        >>> from klmetric.lightning import KLDivergenceCallback
+        >>> kl = KLDivergenceCallback(KLDivergence(input_format="logits"), p="teacher", q="student")
+        >>> # In the module: def validation_step(...): return {"teacher": teacher_logits, "student": student_logits}
+        >>> # trainer = Trainer(callbacks=[kl, EarlyStopping(monitor="val_kl")])
+    """
+
+    def __init__(
+        self,
+        metric: Metric | MetricCollection | None = None,
+        *,
+        p: str | Callable[[Any, Any], Any] = "p",
+        q: str | Callable[[Any, Any], Any] = "q",
+        weight: str | Callable[[Any, Any], Any] | None = None,
+        stages: Sequence[Stage] = ("validate", "test"),
+        name: str = "{stage}_kl",
+        prog_bar: bool = True,
+        drop_padding: bool = True,
+    ) -> None:
+        metric = KLDivergence() if metric is None else metric
+        if not isinstance(metric, (Metric, MetricCollection)):
+            hint = f" Did you mean {metric.__name__}()?" if isinstance(metric, type) else ""
+            raise TypeError(f"`metric` must be a torchmetrics Metric or MetricCollection. Got {metric!r}.{hint}")
+        for key, source in (("p", p), ("q", q), ("weight", weight)):
+            if not (isinstance(source, str) or callable(source) or (key == "weight" and source is None)):
+                raise TypeError(f"`{key}` must be a key (str) or a callable (outputs, batch). Got {source!r}.")
+        if isinstance(stages, str):
+            raise TypeError(f"`stages` must be a sequence of names. Got {stages!r}. Write ({stages!r},).")
+        for stage in stages:
+            check_choice("stages", stage, tuple(PREFIXES))
+        try:
+            names = {name.format(stage=PREFIXES[stage]) for stage in stages}
+        except (KeyError, IndexError) as error:
+            raise ValueError(f"`name` must have no other field than {{stage}}. Got {name!r}.") from error
+        if "train" in stages and len(names) < len(stages):
+            raise ValueError(f"`name` must tell the stages apart. Got {name!r} for {stages}. Put {{stage}} into it.")
+        self.metric = metric
+        self.p, self.q, self.weight = p, q, weight
+        self.stages = tuple(stages)
+        self.name = name
+        self.prog_bar = prog_bar
+        self.drop_padding = drop_padding
+        self.history: list[dict[str, Any]] = []
+        self._running: dict[str, list[_Running]] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Tells apart two of these callbacks in one checkpoint."""
+        return self._generate_state_key(name=self.name, stages=self.stages)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the history."""
+        return {"history": [dict(record) for record in self.history]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the history of a checkpoint."""
+        self.history = [dict(record) for record in state_dict["history"]]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw every value of the history, over the epochs (over the steps where an epoch has several values).
+
+        Args:
+            ax: a matplotlib axis to draw on; None for a new figure.
+
+        Returns:
+            The figure and the axis.
+
+        Raises:
+            RuntimeError: if nothing was logged yet.
+            ModuleNotFoundError: without matplotlib.
+        """
+        if not self.history:
+            raise RuntimeError(
+                f"There must be a logged value to draw. Got none: no epoch of the stages {self.stages} has ended yet."
+                " Did the Trainer run one of them, with this callback, in this process?"
+            )
+        try:
+            from matplotlib import pyplot as plt
+            from matplotlib.ticker import MaxNLocator
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("plot() needs matplotlib: pip install 'klmetric[plot]'") from error
+        ax = plt.subplots(figsize=(6.4, 4.0))[1] if ax is None else ax
+        ends = [(record["stage"], record["epoch"]) for record in self.history]
+        x = "epoch" if len(set(ends)) == len(ends) else "step"
+        for name in dict.fromkeys(key for record in self.history for key in record if key not in _RECORD):
+            points = [(record[x], record[name]) for record in self.history if name in record]
+            ax.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+        ax.set_xlabel(x)
+        ax.set_ylabel("KL divergence")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+        ax.legend()
+        return ax.get_figure(), ax
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from nothing."""
+        self._start("train", trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from nothing."""
+        self._start("validate", trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from nothing."""
+        self._start("test", trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch."""
+        if outputs:  # a training step that returned None has skipped the batch
+            self._update("train", trainer, outputs, batch, batch_idx, 0)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the batch."""
+        self._update("validate", trainer, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the batch."""
+        self._update("test", trainer, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log."""
+        self._finish("train", trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log."""
+        self._finish("validate", trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log."""
+        self._finish("test", trainer, pl_module)
+
+    def _start(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
+        if stage in self.stages and not trainer.sanity_checking:
+            # One for every dataloader, even if this process gets no batch of it: the others wait for its totals.
+            self._running[stage] = [
+                _Running(self.metric.clone().to(pl_module.device), loader, self.drop_padding)
+                for loader in _loaders(stage, trainer)
+            ]
+
+    def _update(
+        self, stage: Stage, trainer: Trainer, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int
+    ) -> None:
+        if stage not in self.stages or trainer.sanity_checking:
+            return
+        p, q = (_take(key, source, outputs, batch, stage) for key, source in (("p", self.p), ("q", self.q)))
+        weight = None if self.weight is None else _take("weight", self.weight, outputs, batch, stage)
+        self._running[stage][dataloader_idx].update(p, q, weight, batch_idx)
+
+    def _finish(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
+        if stage not in self.stages or trainer.sanity_checking:
+            return
+        name = self.name.format(stage=PREFIXES[stage])
+        running = self._running.pop(stage)
+        logged: dict[str, Tensor] = {}
+        for index, one in enumerate(running):
+            suffix = f"/dataloader_idx_{index}" if len(running) > 1 else ""
+            result = one.compute()
+            values = (
+                {f"{name}_{key}": x for key, x in result.items()} if isinstance(result, Mapping) else {name: result}
+            )
+            logged |= {key + suffix: value for key, value in values.items()}
+        record: dict[str, Any] = {"stage": stage, "epoch": trainer.current_epoch, "step": trainer.global_step}
+        for key, value in logged.items():
+            if value.numel() != 1:
+                raise ValueError(
+                    f"The metric must compute scalars to be logged. Got shape {tuple(value.shape)} for {key!r}."
+                    ' Use reduction="mean".'
+                )
+            pl_module.log(
+                key,
+                _Reduced(value),
+                prog_bar=self.prog_bar,
+                logger=bool(trainer.loggers),
+                on_step=False,
+                on_epoch=True,
+                add_dataloader_idx=False,  # by Lightning it is known during a batch only
+                metric_attribute=key,
+                batch_size=1,
+            )
+            record[key] = value.item()
+        self.history.append(record)
+
+
+_RECORD = ("stage", "epoch", "step")
+
+
+class _Running:
+    """The metric of one dataloader while an epoch runs."""
+
+    def __init__(self, metric: Metric | MetricCollection, loader: Any, drop_padding: bool) -> None:
+        self.metric = metric
+        self.sampler = padded_sampler(loader) if drop_padding else None
+        self.batch_size: int | None = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+        self.seen = 0
+
+    def update(self, p: Input, q: Input, weight: Tensor | None, batch_idx: int) -> None:
+        if self.sampler is not None:
+            real = self._real(p, batch_idx)
+            if not bool(real.all()):
+                if isinstance(p, Tensor) and isinstance(q, Tensor):
+                    # By index, not by weight: that serves metrics without weights as well.
+                    p, q, weight = p[real], q[real], weight if weight is None or weight.ndim == 0 else weight[real]
+                else:
+                    weight = real if weight is None else weight * _as_prefix(real, weight)
+        self.metric.update(p, q, **({} if weight is None else {"weight": weight}))
+
+    def compute(self) -> Any:
+        with warnings.catch_warnings():
+            # This process may have had no batch where others had some.
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
+            return self.metric.compute()
+
+    def _real(self, p: Input, batch_idx: int) -> Tensor:
+        assert self.sampler is not None
+        shape = p.batch_shape if isinstance(p, Distribution) else p.shape
+        size = shape[0] if shape else 1
+        start = self.seen if self.batch_size is None else batch_idx * self.batch_size
+        left = self.sampler.num_samples - start
+        expected = left if self.batch_size is None else min(self.batch_size, left)
+        if size > expected or (self.batch_size is not None and size != expected):
+            raise ValueError(
+                "`drop_padding` needs one entry of `p` and `q` per sample, on the first axis: the samples that"
+                f" DistributedSampler repeats are left out. Got shape {tuple(shape)} for a batch of {expected} samples."
+                " Return (samples, positions, classes) from the step, or use drop_padding=False."
+            )
+        self.seen = start + size
+        device = p.device if isinstance(p, Tensor) else None
+        return real_samples(self.sampler, start, size).to(device)
+
+
+class _Reduced(Metric):
+    """A value that all processes have already: logged as a plain tensor, Lightning would ask to reduce it again."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__(sync_on_compute=False)
+        self.value = value.detach()
+        self.update()
+
+    def update(self) -> None:
+        """Nothing to add."""
+
+    def compute(self) -> Tensor:
+        """The value."""
+        return self.value
+
+
+def _loaders(stage: Stage, trainer: Trainer) -> list[Any]:
+    """The dataloaders that batches of this stage come from, by dataloader index."""
+    if stage == "train":
+        loop: Any = trainer.fit_loop
+    elif stage == "test":
+        loop = trainer.test_loop
+    else:
+        loop = trainer.validate_loop if trainer.state.fn == "validate" else trainer.fit_loop.epoch_loop.val_loop
+    # Not `trainer.val_dataloaders`: after a fit, that is the loader of the fit even in `trainer.validate`.
+    combined = loop._combined_loader
+    in_turn = stage != "train" and combined._mode == "sequential"
+    # Where every batch is a combination of all loaders' batches, it is no one loader's.
+    return list(combined.flattened) if in_turn or len(combined.flattened) == 1 else [None]
+
+
+def _take(key: str, source: Source, outputs: Any, batch: Any, stage: Stage) -> Any:
+    """What `p`, `q` or `weight` stands for in this batch."""
+    if not isinstance(source, str):
+        return source(outputs, batch)
+    step = STEPS[stage]
+    if not isinstance(outputs, Mapping):
+        raise TypeError(
+            f"`{key}={source!r}` is a key into the dict that `{step}` returns. Got {type(outputs).__name__}."
+            f" Return a dict with {source!r} from the step, or give `{key}` as a callable (outputs, batch)."
+        )
+    if source not in outputs:
+        raise ValueError(
+            f"`{key}={source!r}` must be a key of what `{step}` returns. Got the keys {list(outputs)}."
+            f" Return {source!r} from the step as well, or name another key."
+        )
+    return outputs[source]
+
+
+def _as_prefix(real: Tensor, weight: Tensor) -> Tensor:
+    return real.to(weight.device).reshape(real.shape + (1,) * max(weight.ndim - 1, 0))

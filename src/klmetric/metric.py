@@ -1,0 +1,268 @@
+"""`KLDivergence`: the divergence accumulated over batches, devices and processes."""
+
+import functools
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+from torchmetrics.utilities.exceptions import TorchMetricsUserError
+
+from klmetric import totals
+from klmetric.inputs import Input, measure
+from klmetric.options import (
+    Direction,
+    Format,
+    NanStrategy,
+    Reduction,
+    check_base,
+    check_options,
+    check_reduction,
+)
+
+
+class KLDivergence(Metric):
+    r"""KL divergence of an approximation q from a reference p, accumulated over batches, devices and processes.
+
+    .. math:: KL(p \| q) = \sum_c p_c \log\frac{p_c}{q_c}
+
+    It takes the place of `torchmetrics.regression.KLDivergence`: the first two arguments are the same. Every batch adds
+    to one float64 vector of totals, so the result depends neither on the batch size nor on the number of processes.
+
+    Args:
+        log_prob: True is the old spelling of `input_format="log_probs"`.
+        reduction: `"mean"` over rows, weighted; `"sum"`; `"batchmean"`, the sum over the number of samples (the first
+            axis; a sample counts as much as the weightiest of its rows); `"none"` or None, one value per row.
+        input_format: `"probs"` (default), `"log_probs"` or `"logits"`, or a pair (for p, for q). All are normalised.
+        dim: the class axis.
+        direction: `"forward"` KL(p‖q), `"reverse"` KL(q‖p), `"jeffreys"` their sum.
+        temperature: divides the logits and log-probabilities of both; probabilities go to the power 1/temperature.
+        base: of the logarithm; None for e.
+        eps: floor under the probabilities of the approximation, normalised again afterwards; 0 leaves them alone.
+        nan_strategy: `"propagate"`, `"ignore"` or `"error"`: what rows that are no distributions do.
+        kwargs: of `torchmetrics.Metric`.
+
+    `update(p, q, weight=None)` takes what `klmetric.kl_divergence` takes. `compute()` gives a scalar in nats (or the
+    unit of `base`) in the dtype of the metric (`set_dtype`); with `reduction="none"` one dimension, in the order of the
+    updates and of the processes, without the rows of weight 0.
+
+    Raises:
+        TypeError: for an input of the wrong kind. A call that raises changes nothing.
+        ValueError: for a wrong shape, device, option or weight, and for bad rows with `nan_strategy="error"`.
+
+    Example:
+        >>> import torch
+        >>> from klmetric import KLDivergence
+        >>> metric = KLDivergence(input_format="logits")
+        >>> teacher = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
+        >>> student = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
+        >>> for p, q in zip(teacher.split(1), student.split(1)):
+        ...     metric.update(p, q)
+        >>> metric.compute()
+        tensor(0.1722)
+    """
+
+    is_differentiable = True
+    higher_is_better = False
+    full_state_update = False
+    plot_lower_bound = 0.0
+
+    totals: Tensor
+    rows: list[Tensor]
+
+    def __init__(
+        self,
+        log_prob: bool = False,
+        reduction: Reduction | None = "mean",
+        *,
+        input_format: Format | tuple[Format, Format] | None = None,
+        dim: int = -1,
+        direction: Direction = "forward",
+        temperature: float = 1.0,
+        base: float | None = None,
+        eps: float = 0.0,
+        nan_strategy: NanStrategy = "propagate",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.reduction = check_reduction(reduction)
+        self.options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy)
+        self.log_prob = self.options.input_format == ("log_probs", "log_probs")
+        self.base = base
+        self._unit = check_base(base)
+        self._warned = False
+        self.add_state("totals", totals.empty(self.options), dist_reduce_fx=totals.merge)
+        if self.reduction == "none":
+            self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, p: Input, q: Input, weight: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            p: the reference, shape (N, ..., classes), or a `torch.distributions.Distribution`.
+            q: the approximation, like `p`.
+            weight: bool or non-negative, its shape a prefix of the batch shape (N, ...).
+        """
+        try:
+            batch = self._measure(p, q, weight)
+        except BaseException:
+            self._update_count -= 1  # torchmetrics counts a call before it has succeeded
+            raise
+        self._add(batch)
+
+    def compute(self) -> Tensor:
+        """The divergence of all that was added, over all processes."""
+        sums = self.totals
+        if not self._warned:
+            warned = totals.warn_of_invalid(sums.detach(), self.options.nan_strategy, stacklevel=4)
+            self._warned = warned and self.options.nan_strategy == "ignore"
+        if self.reduction == "none":
+            return dim_zero_cat(self.rows).to(self.dtype) / self._unit
+        return (totals.value(sums, self.reduction, self.options.nan_strategy) / self._unit).to(self.device, self.dtype)
+
+    @torch.jit.unused
+    def forward(self, p: Input, q: Input, weight: Tensor | None = None) -> Tensor:
+        """Add a batch and return the value of this batch alone, with its gradient."""
+        if self._is_synced:
+            raise TorchMetricsUserError("The metric must not be synced when a batch is added. Call `unsync` first.")
+        batch = self._measure(p, q, weight)
+        kept, warned = self.metric_state, self._warned
+        try:
+            self._set(batch)
+            self._computed = None
+            self._update_count += 1
+            self._to_sync = self.dist_sync_on_step
+            value: Tensor = self.compute()
+        except BaseException:
+            self._update_count -= 1
+            raise
+        finally:
+            self._set(kept)
+            self._computed = None
+            self._to_sync = self.sync_on_compute
+            self._warned = warned
+        self._add(batch)
+        if self.compute_on_cpu:
+            self._move_list_states_to_cpu()
+        self._forward_cache = value  # type: ignore[assignment]  # torchmetrics types it by its default, None
+        return value
+
+    def reset(self) -> None:
+        """Forget all that was added."""
+        super().reset()
+        self._warned = False
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """Plot one value, or a sequence of them, as torchmetrics does.
+
+        Args:
+            val: a result of `forward` or `compute`, or a list of them; None calls `compute`.
+            ax: a matplotlib axis to draw on.
+
+        Returns:
+            The figure and the axis.
+        """
+        return self._plot(val, ax)
+
+    def _measure(self, p: Input, q: Input, weight: Tensor | None) -> dict[str, Any]:
+        """The states of one batch alone. Raises before anything has changed."""
+        rows = measure(p, q, weight, self.options)
+        batch: dict[str, Any] = {"totals": totals.of_rows(rows.kl, rows.weight, self.options)}
+        if batch["totals"].device != self.totals.device:
+            raise ValueError(
+                f"The metric must be on the device of its input. Got p on {rows.kl.device} and the metric on"
+                f" {self.device}. Use metric.to({str(rows.kl.device)!r})."
+            )
+        if self.reduction == "none":
+            kept = ~rows.left_out
+            if self.options.nan_strategy == "ignore":
+                kept &= ~rows.kl.isnan()
+            batch["rows"] = [rows.kl[kept].to(self.dtype)]
+        return batch
+
+    def _add(self, batch: dict[str, Any]) -> None:
+        # Out of place: the processes that `ddp_spawn` starts share the memory of this tensor.
+        self.totals = totals.merge(torch.stack([self.totals, batch["totals"].detach()]))
+        if self.reduction == "none":
+            self.rows.extend(rows.detach() for rows in batch["rows"])
+
+    def _set(self, states: dict[str, Any]) -> None:
+        for name, state in states.items():
+            setattr(self, name, state)
+
+    def sync(
+        self,
+        dist_sync_fn: Callable[..., Any] | None = None,
+        process_group: Any = None,
+        should_sync: bool = True,
+        distributed_available: Callable[[], bool] | None = None,
+    ) -> None:
+        """Take over the totals of all processes; a failure leaves this process's own in place.
+
+        Args:
+            dist_sync_fn: gathers one tensor from all processes, as in `torchmetrics.Metric`.
+            process_group: the processes to gather from; None for all.
+            should_sync: False does nothing.
+            distributed_available: whether there is anything to gather from.
+        """
+        try:
+            super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
+        except BaseException:
+            if self._cache is not None and not self._is_synced:
+                self._set(self._cache)
+                self._cache = None
+            raise
+
+    @contextmanager
+    def sync_context(
+        self,
+        dist_sync_fn: Callable[..., Any] | None = None,
+        process_group: Any = None,
+        should_sync: bool = True,
+        should_unsync: bool = True,
+        distributed_available: Callable[[], bool] | None = None,
+    ) -> Generator[None, None, None]:
+        """Hold the totals of all processes for a while; this process's own come back even if the body raises.
+
+        Args:
+            dist_sync_fn: see `sync`.
+            process_group: see `sync`.
+            should_sync: see `sync`.
+            should_unsync: False leaves the totals of all processes in place.
+            distributed_available: see `sync`.
+        """
+        self.sync(dist_sync_fn, process_group, should_sync, distributed_available)
+        try:
+            yield
+        finally:
+            if self._is_synced and should_unsync:
+                self.unsync()
+
+    def _wrap_compute(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        wrapped: Callable[..., Tensor] = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def keep_dimension(*args: Any, **kwargs: Any) -> Tensor:
+            # torchmetrics makes a scalar of a single row.
+            value = wrapped(*args, **kwargs)
+            return value.reshape(-1) if self.reduction == "none" else value
+
+        return keep_dimension
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
+        # Totals stay float64 whatever the dtype of the metric, and only `set_dtype` changes that: torchmetrics forgets
+        # it when the metric moves to another device.
+        dtype = self._dtype
+        super()._apply(fn, exclude_state=(*self._defaults, *exclude_state))
+        if not self._dtype_convert:
+            self._dtype = dtype
+        device = totals.device_of_totals(self.device)
+        self._defaults["totals"] = totals.empty(self.options).to(device)
+        self.totals = self.totals.to(device)
+        if self.reduction == "none":
+            self.rows = [rows.to(self.device, self.dtype) for rows in self.rows]
+        return self

@@ -1,0 +1,119 @@
+"""The divergence of each row against 60 digits from the definition."""
+
+import math
+
+import pytest
+import reference
+import torch
+from cases import DIRECTIONS, FORMATS, INVALID_ROWS, logits, pair
+
+from klmetric import kl_divergence
+
+# What the package promises of float32 for a divergence of 1e-4 and more.
+RTOL = 1e-4
+
+
+def check(p, q, rtol=RTOL, **options):
+    rows = kl_divergence(p, q, reduction="none", **options)
+    exact = reference.kl_rows(p, q, **options)
+    torch.testing.assert_close(rows.double(), exact, rtol=rtol, atol=0)
+    return rows
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("input_format", FORMATS)
+@pytest.mark.parametrize("shape", [(5, 2), (4, 10), (2, 3, 7), (2, 300)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_rows(shape, input_format, direction, dtype):
+    p, q = pair(*shape, input_format=input_format, dtype=dtype)
+    rows = check(
+        p, q, input_format=input_format, direction=direction, rtol=1e-12 if dtype == torch.float64 else RTOL
+    )
+    assert rows.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert rows.shape == shape[:-1]
+
+
+@pytest.mark.parametrize("p_format", FORMATS)
+@pytest.mark.parametrize("q_format", FORMATS)
+def test_mixed_formats(p_format, q_format):
+    p, q = pair(4, 6, input_format=p_format)[0], pair(4, 6, input_format=q_format)[1]
+    check(p, q, input_format=(p_format, q_format))
+
+
+@pytest.mark.parametrize("temperature", [0.25, 0.5, 2.0, 10.0])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("input_format", FORMATS)
+def test_temperature(input_format, direction, temperature):
+    p, q = pair(4, 6, input_format=input_format)
+    check(p, q, input_format=input_format, direction=direction, temperature=temperature)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-2, 0.3])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("input_format", FORMATS)
+def test_eps_puts_a_floor_under_the_approximation(input_format, direction, eps):
+    p, q = pair(4, 6, input_format=input_format)
+    nothing = 0.0 if input_format == "probs" else -math.inf
+    p[0, 1] = q[1, 2] = q[2, 3] = p[2, 3] = nothing
+    rows = check(p, q, input_format=input_format, direction=direction, eps=eps)
+    assert rows.isfinite().all()
+
+
+@pytest.mark.parametrize("step", [1e-1, 1e-2])
+@pytest.mark.parametrize("input_format", FORMATS)
+def test_close_to_one_another(input_format, step):
+    a = logits(4, 50, dtype=torch.float64)
+    b = a + step * logits(4, 50, seed=9, dtype=torch.float64)
+    convert = {"probs": torch.Tensor.softmax, "log_probs": torch.Tensor.log_softmax}.get(input_format)
+    p, q = ((convert(x, -1) if convert else x).float() for x in (a, b))
+    check(p, q, input_format=input_format)
+
+
+@pytest.mark.parametrize("gap", [30.0, 100.0, 700.0, 10_000.0])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_peaked_logits(gap, direction):
+    p = torch.tensor([[gap, 0.0, -1.0], [gap, 0.0, -1.0], [0.0, gap, 1.0], [-gap, gap, 0.0]])
+    q = torch.tensor([[gap, 1.0, -1.0], [0.0, gap, -1.0], [0.0, 1.0, gap], [-gap, gap - 1, 3.0]])
+    rows = kl_divergence(p, q, input_format="logits", direction=direction, reduction="none")
+    exact = reference.kl_rows(p, q, input_format="logits", direction=direction)
+    # What is smaller than the smallest normal float32 comes out as anything from there down to 0.
+    torch.testing.assert_close(rows.double(), exact, rtol=RTOL, atol=torch.finfo(torch.float32).tiny)
+    assert (rows >= 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 3e38])
+def test_probabilities_of_any_scale(scale):
+    p, q = pair(4, 6)
+    rows = kl_divergence(p / p.amax() * scale, q, reduction="none")
+    torch.testing.assert_close(rows.double(), reference.kl_rows(p, q), rtol=RTOL, atol=0)
+
+
+def test_one_class_has_no_divergence():
+    assert kl_divergence(torch.tensor([[0.3]]), torch.tensor([[7.0]])) == 0
+    assert kl_divergence(torch.tensor([[0.3]]), torch.tensor([[7.0]]), input_format="logits") == 0
+
+
+def test_one_hot_against_one_hot():
+    one_hot = torch.eye(3)
+    rows = kl_divergence(one_hot, one_hot.roll(1, 0), reduction="none")
+    assert rows.isposinf().all()
+    assert (kl_divergence(one_hot, one_hot, reduction="none") == 0).all()
+
+
+@pytest.mark.parametrize("side", ["p", "q", "both"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("case", INVALID_ROWS)
+def test_a_row_that_is_no_distribution_is_nan_and_no_other(case, direction, side):
+    input_format, values, _ = INVALID_ROWS[case]
+    bad = torch.tensor(values)
+    p, q = pair(3, 3, input_format=input_format)
+    if side in ("p", "both"):
+        p[1] = bad
+    if side in ("q", "both"):
+        q[1] = bad
+    for eps in (0.0, 1e-3):
+        with pytest.warns(UserWarning, match="1 of 3 rows were no distributions and make the result NaN"):
+            rows = kl_divergence(
+                p, q, input_format=input_format, direction=direction, eps=eps, reduction="none"
+            )
+        assert rows.isnan().tolist() == [False, True, False]
