@@ -90,7 +90,7 @@ def _formats(log_prob: bool, input_format: Format | tuple[Format, Format] | None
     if input_format is None:
         return ("log_probs", "log_probs") if log_prob else ("probs", "probs")
     # A pair may arrive as a list, from YAML.
-    pair = (input_format, input_format) if isinstance(input_format, str) else tuple(input_format)
+    pair = tuple(input_format) if isinstance(input_format, (tuple, list)) else (input_format, input_format)
     if len(pair) != 2:
         raise ValueError(f"`input_format` must be one format, or a pair (for p, for q). Got {input_format!r}.")
     for one in pair:

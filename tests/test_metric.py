@@ -1,0 +1,420 @@
+"""The contract of a metric: what holds for any torchmetrics metric, whatever it measures."""
+
+import copy
+import io
+import pickle
+import re
+import warnings
+
+import pytest
+import torch
+import torch.distributions as D
+from cases import DIRECTIONS, logits, pair
+from torchmetrics import BootStrapper, MetricCollection, MetricTracker
+from torchmetrics.regression import KLDivergence as TorchmetricsKL
+
+from klmetric import KLDivergence, kl_divergence
+
+REDUCTIONS = ("mean", "sum", "batchmean", "none")
+BATCHES = [pair(n, 5, seed=n) for n in (4, 1, 7)]
+
+
+def joined():
+    return [torch.cat(xs) for xs in zip(*BATCHES, strict=True)]
+
+
+def filled(reduction="mean", **options):
+    metric = KLDivergence(reduction=reduction, **options)
+    for p, q in BATCHES:
+        metric.update(p, q)
+    return metric
+
+
+def same(a, b):
+    """Equal to the last bit of float32, or the one next to it: float64 sums of another order may round apart."""
+    torch.testing.assert_close(a, b, rtol=2e-7, atol=0, equal_nan=True)
+
+
+@pytest.fixture(params=REDUCTIONS)
+def reduction(request):
+    return request.param
+
+
+class TestAccumulation:
+    def test_compute_is_the_divergence_of_all_batches(self, reduction):
+        same(filled(reduction).compute(), kl_divergence(*joined(), reduction=reduction))
+
+    def test_weights(self, reduction):
+        metric = KLDivergence(reduction=reduction)
+        weights = [torch.rand(len(p), generator=torch.Generator().manual_seed(0)) for p, _ in BATCHES]
+        weights[2][3] = 0
+        for (p, q), weight in zip(BATCHES, weights, strict=True):
+            metric.update(p, q, weight)
+        exact = kl_divergence(*joined(), reduction=reduction, weight=torch.cat(weights))
+        same(metric.compute(), exact[exact > 0] if reduction == "none" else exact)
+
+    def test_order_does_not_matter(self):
+        metric = KLDivergence()
+        for p, q in reversed(BATCHES):
+            metric.update(p, q)
+        same(metric.compute(), filled().compute())
+
+    def test_tokens_and_distributions(self):
+        p, q = pair(3, 4, 5)
+        metric = KLDivergence(reduction="batchmean")
+        metric.update(p, q)
+        metric.update(D.Categorical(probs=p), D.Categorical(probs=q))
+        same(metric.compute(), kl_divergence(p, q, reduction="batchmean"))
+
+    def test_an_empty_batch_changes_nothing(self, reduction):
+        metric = filled(reduction)
+        value, before = metric.compute(), metric.totals
+        metric.update(torch.zeros(0, 5), torch.zeros(0, 5))
+        assert torch.equal(metric.compute(), value)
+        assert torch.equal(metric.totals, before)
+
+    def test_none_is_one_dimension_even_for_one_row(self):
+        p, q = pair(1, 5)
+        metric = KLDivergence(reduction="none")
+        assert metric(p, q).shape == (1,)
+        assert metric.compute().shape == (1,)
+        metric.update(*pair(2, 3, 5))
+        assert metric.compute().shape == (7,)
+
+    def test_compute_twice(self, reduction):
+        metric = filled(reduction)
+        assert torch.equal(metric.compute(), metric.compute())
+        uncached = filled(reduction, compute_with_cache=False)
+        assert torch.equal(uncached.compute(), uncached.compute())
+
+    def test_reset(self, reduction):
+        metric = filled(reduction)
+        value = metric.compute()
+        metric.reset()
+        assert metric.update_count == 0
+        for p, q in BATCHES:
+            metric.update(p, q)
+        assert torch.equal(metric.compute(), value)
+
+    def test_inputs_stay_as_they_were(self, reduction):
+        p, q = pair(4, 5)
+        kept = p.clone(), q.clone()
+        KLDivergence(reduction=reduction)(p, q)
+        assert torch.equal(p, kept[0])
+        assert torch.equal(q, kept[1])
+
+    def test_totals_are_replaced_and_not_written_to(self):
+        metric = KLDivergence()
+        shared = metric.totals
+        before = shared.clone()
+        metric.update(*BATCHES[0])
+        metric(*BATCHES[0])
+        assert torch.equal(shared, before)
+
+    def test_many_small_values_add_up_in_double(self):
+        p, q = (x.double() for x in pair(1, 5))
+        metric = KLDivergence()
+        for _ in range(1000):
+            metric.update(p.expand(1000, 5), q.expand(1000, 5))
+        same(metric.compute(), kl_divergence(p, q).float())
+        assert metric.totals.dtype == torch.float64
+
+
+class TestForward:
+    def test_value_of_the_batch_and_total_of_all(self, reduction):
+        metric = KLDivergence(reduction=reduction)
+        for p, q in BATCHES:
+            same(metric(p, q), kl_divergence(p, q, reduction=reduction))
+        same(metric.compute(), filled(reduction).compute())
+        assert metric.update_count == len(BATCHES)
+
+    def test_gradient(self, reduction):
+        p, q = (x.requires_grad_() for x in pair(4, 5))
+        metric = KLDivergence(reduction=reduction)
+        metric(p, q).sum().backward()
+        ours = p.grad, q.grad
+        p.grad = q.grad = None
+        kl_divergence(p, q, reduction=reduction).sum().backward()
+        torch.testing.assert_close(ours, (p.grad, q.grad))
+        assert not any(x.requires_grad for x in [metric.totals, *getattr(metric, "rows", [])])
+
+    def test_gradcheck(self):
+        p, q = (x.requires_grad_() for x in pair(3, 4, dtype=torch.float64))
+        metric = KLDivergence().set_dtype(torch.float64)
+        torch.autograd.gradcheck(metric, (p, q))
+
+    def test_while_synced(self):
+        metric = filled()
+        metric._is_synced = True
+        with pytest.raises(Exception, match="must not be synced when a batch is added"):
+            metric(*BATCHES[0])
+
+    def test_compute_on_cpu_keeps_the_rows(self):
+        metric = KLDivergence(reduction="none", compute_on_cpu=True)
+        metric(*BATCHES[0])
+        metric.update(*BATCHES[1])
+        same(metric.compute(), kl_divergence(*[torch.cat(x[:2]) for x in zip(*BATCHES, strict=True)], reduction="none"))
+
+
+class TestBeforeAnyUpdate:
+    def test_as_torchmetrics(self):
+        for reduction in ("mean", "sum"):
+            with pytest.warns(UserWarning, match="was called before the ``update`` method"):
+                ours = KLDivergence(reduction=reduction).compute()
+            with pytest.warns(UserWarning, match="was called before the ``update`` method"):
+                torch.testing.assert_close(ours, TorchmetricsKL(reduction=reduction).compute(), equal_nan=True)
+        for kind in (KLDivergence, TorchmetricsKL):
+            with (
+                pytest.warns(UserWarning, match="was called before"),
+                pytest.raises(ValueError, match="No samples to concatenate"),
+            ):
+                kind(reduction="none").compute()
+
+    def test_a_call_that_raised_is_no_update(self):
+        metric = KLDivergence()
+        with pytest.raises(ValueError, match="shape of `p`"):
+            metric(torch.rand(2, 3), torch.rand(2, 4))
+        assert not metric.update_called
+
+
+class TestDtype:
+    def test_result_in_the_dtype_of_the_metric(self, reduction):
+        exact = filled(reduction).compute()
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            metric = filled(reduction).set_dtype(dtype)
+            metric = metric.to("cpu")  # torchmetrics forgets the dtype here
+            assert metric.compute().dtype == dtype
+            assert metric.totals.dtype == torch.float64
+            metric.reset()
+            assert metric.totals.dtype == torch.float64
+            metric.update(*joined())
+            torch.testing.assert_close(metric.compute(), exact.to(dtype))
+
+    def test_only_set_dtype_changes_it(self, reduction):
+        for change in ("half", "double", "float", "bfloat16"):
+            metric = filled(reduction)
+            getattr(metric, change)()
+            assert metric.compute().dtype == torch.float32
+        assert filled(reduction).to(torch.float16).compute().dtype == torch.float32
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+    def test_input_of_any_dtype(self, dtype):
+        p, q = pair(6, 5, dtype=dtype)
+        metric = KLDivergence().set_dtype(torch.float64)
+        metric.update(p, q)
+        rtol = 1e-12 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(metric.compute(), kl_divergence(p.double(), q.double()), rtol=rtol, atol=0)
+
+    def test_inference_mode_and_no_grad(self):
+        metric = KLDivergence()
+        with torch.inference_mode():
+            metric.update(*BATCHES[0])
+        with torch.no_grad():
+            metric.update(*BATCHES[1])
+        p, q = (x.clone().requires_grad_() for x in BATCHES[2])
+        metric(p, q).backward()
+        same(metric.compute(), filled().compute())
+
+    def test_autocast(self):
+        with torch.autocast("cpu", torch.bfloat16):
+            same(filled().compute(), kl_divergence(*joined()))
+
+
+class TestCopies:
+    def test_pickle(self, reduction):
+        metric = pickle.loads(pickle.dumps(filled(reduction)))
+        metric.update(*BATCHES[0])
+        exact = filled(reduction)
+        exact.update(*BATCHES[0])
+        assert torch.equal(metric.compute(), exact.compute())
+
+    def test_clone_is_independent(self, reduction):
+        metric = filled(reduction)
+        value = metric.compute()
+        for other in (metric.clone(), copy.deepcopy(metric)):
+            other.update(*BATCHES[0])
+            metric._computed = None
+            assert torch.equal(metric.compute(), value)
+
+    def test_state_dict(self, reduction):
+        metric = filled(reduction)
+        assert not metric.state_dict()
+        metric.persistent(True)
+        file = io.BytesIO()
+        torch.save(metric.state_dict(), file)
+        file.seek(0)
+        other = KLDivergence(reduction=reduction)
+        other.persistent(True)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        other.update(*BATCHES[0])
+        metric.update(*BATCHES[0])
+        same(other.compute(), metric.compute())
+
+    def test_hash(self, reduction):
+        assert len({filled(reduction), filled(reduction)}) == 2
+
+    def test_merge_state(self, reduction):
+        parts = [KLDivergence(reduction=reduction) for _ in BATCHES]
+        for metric, (p, q) in zip(parts, BATCHES, strict=True):
+            metric.update(p, q)
+        exact = filled(reduction).compute().sort().values if reduction == "none" else filled(reduction).compute()
+        for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+            first, *rest = (parts[i].clone() for i in order)
+            for one in rest:
+                first.merge_state(one)
+            value = first.compute()
+            same(value.sort().values if reduction == "none" else value, exact)
+        first = parts[0].clone()
+        first.merge_state(parts[1].metric_state)
+        second = parts[0].clone()
+        second.merge_state(parts[1])
+        assert torch.equal(first.compute(), second.compute())
+
+    def test_merge_with_nothing(self, reduction):
+        metric = filled(reduction)
+        value = metric.compute()
+        metric.merge_state(KLDivergence(reduction=reduction))
+        assert torch.equal(metric.compute(), value)
+
+
+class TestNanStrategy:
+    def bad(self):
+        p, q = pair(4, 5)
+        p[1, 0], q[3] = -1, 0
+        return p, q
+
+    def test_propagate(self, reduction):
+        metric = filled(reduction)
+        metric.update(*self.bad())
+        with pytest.warns(UserWarning, match=re.escape("2 of 16 rows were no distributions and make the result NaN.")):
+            value = metric.compute()
+        assert value.isnan().sum() == (2 if reduction == "none" else 1)
+
+    def test_ignore_says_so_once(self, reduction):
+        metric = filled(reduction, nan_strategy="ignore")
+        p, q = self.bad()
+        metric.update(p, q)
+        with pytest.warns(UserWarning, match=re.escape("2 of 16 rows were no distributions and were left out.")):
+            value = metric.compute()
+        exact = filled(reduction)
+        exact.update(p[::2], q[::2])
+        same(value, exact.compute())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            metric.update(p, q)
+            metric.compute()
+        metric.reset()
+        with pytest.warns(UserWarning, match="2 of 4 rows"):
+            metric.update(p, q)
+            metric.compute()
+
+
+class TestWithTorchmetrics:
+    def test_collection(self):
+        collection = MetricCollection(
+            {"mean": KLDivergence(), "sum": KLDivergence(reduction="sum"), "bits": KLDivergence(base=2)}, prefix="val_"
+        )
+        for p, q in BATCHES:
+            collection.update(p, q)
+        values = collection.compute()
+        p, q = joined()
+        same(values["val_mean"], kl_divergence(p, q))
+        same(values["val_sum"], kl_divergence(p, q, reduction="sum"))
+        same(values["val_bits"], kl_divergence(p, q, base=2))
+        assert len(collection.compute_groups) == 1, "they share their totals, so one update serves all"
+
+    @pytest.mark.parametrize("distance", [0.0, 1e-5, 1e-3])
+    def test_collection_does_not_mix_up_near_equal_metrics(self, distance):
+        # torchmetrics lets metrics share a state that is equal to 1e-5 after the first batch.
+        a = logits(4, 5)
+        near = a.softmax(-1), (a + distance * logits(4, 5, seed=1)).softmax(-1)
+        metrics = {
+            "kl": {"direction": "forward"},
+            "reverse_kl": {"direction": "reverse"},
+            "warm": {"temperature": 2.0},
+            "floor": {"eps": 1e-3},
+        }
+        collection = MetricCollection({name: KLDivergence(**options) for name, options in metrics.items()})
+        collection.update(*near)
+        p, q = pair(4, 5)
+        collection.update(p, q)
+        for name, value in collection.compute().items():
+            metric = KLDivergence(**metrics[name])
+            metric.update(*near)
+            metric.update(p, q)
+            same(value, metric.compute())
+
+    def test_tracker(self):
+        tracker = MetricTracker(KLDivergence(), maximize=False)
+        for p, q in BATCHES:
+            tracker.increment()
+            tracker.update(p, q)
+        values = tracker.compute_all()
+        best, step = tracker.best_metric(return_step=True)
+        assert best == values.min()
+        assert step == values.argmin()
+        same(values, torch.stack([kl_divergence(p, q) for p, q in BATCHES]))
+
+    def test_bootstrapper(self):
+        metric = BootStrapper(KLDivergence(), num_bootstraps=200, raw=True)
+        p, q = pair(100, 5)
+        torch.manual_seed(0)
+        metric.update(p, q)
+        values = metric.compute()
+        rows = kl_divergence(p, q, reduction="none")
+        assert abs(values["mean"] - rows.mean()) < 4 * rows.std() / 10 / 200**0.5
+        assert 0.7 < values["std"] / (rows.std() / 10) < 1.3
+
+    def test_arithmetic(self):
+        both = KLDivergence() + KLDivergence(direction="reverse")
+        for p, q in BATCHES:
+            both.update(p, q)
+        same(both.compute(), kl_divergence(*joined(), direction="jeffreys"))
+        doubled = 2 * KLDivergence()
+        same(doubled(*BATCHES[0]), 2 * kl_divergence(*BATCHES[0]))
+
+    def test_script(self):
+        # What torchmetrics promises of scripting: the metric can be part of a module that is scripted.
+        assert isinstance(torch.jit.script(TorchmetricsKL()), torch.jit.ScriptModule)
+        assert isinstance(torch.jit.script(KLDivergence()), torch.jit.ScriptModule)
+        assert isinstance(torch.jit.script(KLDivergence(reduction="none")), torch.jit.ScriptModule)
+
+    def test_plot(self):
+        matplotlib = pytest.importorskip("matplotlib")
+        matplotlib.use("agg")
+        metric = filled()
+        for values in (None, metric.compute(), [kl_divergence(p, q) for p, q in BATCHES]):
+            figure, axis = metric.plot(values)
+            assert axis.lines
+            matplotlib.pyplot.close(figure)
+
+    def test_attributes(self):
+        assert (KLDivergence.is_differentiable, KLDivergence.higher_is_better) == (True, False)
+
+    @pytest.mark.parametrize("log_prob", [False, True])
+    @pytest.mark.parametrize("theirs", ["mean", "sum", "none", None])
+    def test_in_the_place_of_theirs(self, log_prob, theirs):
+        batches = [pair(n, 5, input_format="log_probs" if log_prob else "probs", seed=n) for n in (4, 2, 7)]
+        metrics = KLDivergence(log_prob, theirs), TorchmetricsKL(log_prob, theirs)
+        for p, q in batches:
+            torch.testing.assert_close(*(metric(p, q) for metric in metrics), rtol=1e-4, atol=0)
+        ours, torchmetrics_value = (metric.compute() for metric in metrics)
+        assert ours.dtype == torchmetrics_value.dtype
+        assert ours.shape == torchmetrics_value.shape
+        torch.testing.assert_close(ours, torchmetrics_value, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_all_options_reach_the_metric(direction):
+    p, q = pair(4, 3, 5, input_format="logits")
+    options = {
+        "input_format": ("logits", "log_probs"),
+        "dim": 1,
+        "direction": direction,
+        "temperature": 2.0,
+        "base": 2,
+        "eps": 1e-3,
+    }
+    metric = KLDivergence(**options)
+    metric.update(p, q)
+    same(metric.compute(), kl_divergence(p, q, **options))

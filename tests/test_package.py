@@ -1,0 +1,41 @@
+"""What the package shows the world, and what it keeps out of it."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import klmetric
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_public_names():
+    assert sorted(klmetric.__all__) == ["KLDivergence", "__version__", "kl_divergence"]
+    assert all(hasattr(klmetric, name) for name in klmetric.__all__)
+    assert klmetric.__version__ == version("klmetric")
+    assert f"## {klmetric.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_core_imports_neither_lightning_nor_the_command():
+    code = (
+        "import sys, klmetric;"
+        "bad = {'lightning', 'pytorch_lightning', 'typer', 'rich', 'sklearn', 'pandas'} & set(sys.modules);"
+        "sys.exit(', '.join(bad) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_callback_says_what_to_install():
+    code = (
+        "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"
+        "sys.modules['lightning.pytorch'] = None\n"
+        "import klmetric.lightning"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "klmetric.lightning needs Lightning. Install it with: pip install 'klmetric[lightning]'" in done.stderr
+
+
+def test_typed():
+    assert (Path(klmetric.__file__).parent / "py.typed").exists()
