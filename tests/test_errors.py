@@ -76,7 +76,8 @@ BAD_INPUT = {
         {}, P, Q, [1.0] * 4, TypeError, "`weight` must be a torch.Tensor. Got list.",
     ),
     "complex_weight": (
-        {}, P, Q, torch.ones(4, dtype=torch.complex64), TypeError, "`weight` must be bool or real. Got torch.complex64.",
+        {}, P, Q, torch.ones(4, dtype=torch.complex64), TypeError,
+        "`weight` must be bool or real. Got torch.complex64.",
     ),
     "tensor_with_distribution": (
         {}, P, D.Categorical(probs=Q), None, TypeError,
@@ -107,7 +108,8 @@ for name, (input_format, values, fault) in INVALID_ROWS.items():
     q[2] = torch.tensor(values)
     BAD_INPUT[f"row_{name}"] = (
         {"nan_strategy": "error", "input_format": input_format}, p, q, None, ValueError,
-        f"Every row must be a distribution (nan_strategy='error'). 1 of 4 rows are not; the first is row 2: `q` {fault}",
+        "Every row must be a distribution (nan_strategy='error'). 1 of 4 rows are not; the first is row 2: `q`"
+        f" {fault}",
     )  # fmt: skip
 
 # name: (options, kind, text)

@@ -26,9 +26,7 @@ def check(p, q, rtol=RTOL, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_rows(shape, input_format, direction, dtype):
     p, q = pair(*shape, input_format=input_format, dtype=dtype)
-    rows = check(
-        p, q, input_format=input_format, direction=direction, rtol=1e-12 if dtype == torch.float64 else RTOL
-    )
+    rows = check(p, q, input_format=input_format, direction=direction, rtol=1e-12 if dtype == torch.float64 else RTOL)
     assert rows.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert rows.shape == shape[:-1]
 
@@ -113,7 +111,5 @@ def test_a_row_that_is_no_distribution_is_nan_and_no_other(case, direction, side
         q[1] = bad
     for eps in (0.0, 1e-3):
         with pytest.warns(UserWarning, match="1 of 3 rows were no distributions and make the result NaN"):
-            rows = kl_divergence(
-                p, q, input_format=input_format, direction=direction, eps=eps, reduction="none"
-            )
+            rows = kl_divergence(p, q, input_format=input_format, direction=direction, eps=eps, reduction="none")
         assert rows.isnan().tolist() == [False, True, False]

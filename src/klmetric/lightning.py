@@ -257,7 +257,6 @@ class KLDivergenceCallback(Callback):
                 key,
                 _Reduced(value),
                 prog_bar=self.prog_bar,
-                logger=bool(trainer.loggers),
                 on_step=False,
                 on_epoch=True,
                 add_dataloader_idx=False,  # by Lightning it is known during a batch only

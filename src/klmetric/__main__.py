@@ -1,0 +1,19 @@
+"""The command `klmetric`, also `python -m klmetric`."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command, or say what it needs."""
+    try:
+        from klmetric.cli import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        print("The command klmetric needs typer and rich: pip install 'klmetric[cli]'", file=sys.stderr)
+        sys.exit(2)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,445 @@
+"""The callback under a real Trainer."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributions as D
+from cases import pair
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning_run import SIZES, Fixed, loader, trainer
+from torchmetrics import MetricCollection
+from torchmetrics.regression import KLDivergence as TorchmetricsKL
+
+from klmetric import KLDivergence, kl_divergence
+from klmetric.lightning import KLDivergenceCallback
+
+pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:GPU available")
+
+EXACT = {size: kl_divergence(*pair(size, 5, seed=size)) for size in (*SIZES, 3)}
+
+
+def close(value, size):
+    torch.testing.assert_close(torch.as_tensor(value), EXACT[size], rtol=2e-7, atol=0)
+
+
+class Drifting(Fixed):
+    """Predictions that get worse with every epoch but the third."""
+
+    sharpness = (1.0, 1.2, 0.5, 1.4, 1.6)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        p, _ = batch
+        distance = self.sharpness[self.current_epoch]
+        return {"p": p, "q": (p.log() + distance * torch.arange(5)).softmax(-1)}
+
+    def exact(self, epoch):
+        p = pair(SIZES[0], 5, seed=SIZES[0])[0]
+        return kl_divergence(p, (p.log() + self.sharpness[epoch] * torch.arange(5)).softmax(-1)).item()
+
+
+class TestLogging:
+    def test_fit_validate_test(self, tmp_path):
+        callback = KLDivergenceCallback(stages=("train", "validate", "test"))
+        run = trainer(tmp_path, callbacks=[callback], num_sanity_val_steps=2)
+        run.fit(Fixed(), loader(SIZES[0]), loader(SIZES[1]))
+        close(run.callback_metrics["train_kl"], SIZES[0])
+        close(run.callback_metrics["val_kl"], SIZES[1])
+        close(run.validate(Fixed(), loader(3), verbose=False)[0]["val_kl"], 3)
+        close(run.test(Fixed(), loader(SIZES[1]), verbose=False)[0]["test_kl"], SIZES[1])
+        stages = [(record["stage"], record["epoch"], record["step"]) for record in callback.history]
+        assert stages == [
+            ("validate", 0, 4),
+            ("train", 0, 4),
+            ("validate", 1, 8),
+            ("train", 1, 8),
+            ("validate", 2, 8),
+            ("test", 2, 8),
+        ]
+
+    def test_default_stages(self, tmp_path):
+        run = trainer(tmp_path, callbacks=[KLDivergenceCallback()], max_epochs=1)
+        run.fit(Fixed(), loader(SIZES[0]), loader(SIZES[1]))
+        assert set(run.callback_metrics) == {"val_kl"}
+
+    def test_sanity_check_is_silent(self, tmp_path):
+        callback = KLDivergenceCallback()
+        run = trainer(tmp_path, callbacks=[callback], max_epochs=0, num_sanity_val_steps=2)
+        run.fit(Fixed(), loader(SIZES[0]), loader(SIZES[1]))
+        assert callback.history == []
+        assert run.callback_metrics == {}
+
+    def test_several_dataloaders(self, tmp_path):
+        callback = KLDivergenceCallback()
+        run = trainer(tmp_path, callbacks=[callback], max_epochs=1)
+        run.fit(Fixed(), loader(3), [loader(size) for size in SIZES])
+        for index, size in enumerate(SIZES):
+            close(run.callback_metrics[f"val_kl/dataloader_idx_{index}"], size)
+        assert "val_kl" not in run.callback_metrics
+        run.test(Fixed(), [loader(size) for size in SIZES])
+        for index, size in enumerate(SIZES):
+            close(run.callback_metrics[f"test_kl/dataloader_idx_{index}"], size)
+
+    def test_validation_within_an_epoch(self, tmp_path):
+        callback = KLDivergenceCallback(stages=("train", "validate"))
+        run = trainer(tmp_path, callbacks=[callback], max_epochs=1, val_check_interval=2)
+        run.fit(Fixed(), loader(SIZES[0]), loader(SIZES[1]))
+        assert [record["step"] for record in callback.history] == [2, 4, 4]
+        for record in callback.history[:2]:
+            close(record["val_kl"], SIZES[1])
+        close(callback.history[2]["train_kl"], SIZES[0])
+
+    def test_check_val_every_n_epoch(self, tmp_path):
+        callback = KLDivergenceCallback()
+        run = trainer(tmp_path, callbacks=[callback], max_epochs=4, check_val_every_n_epoch=2)
+        run.fit(Fixed(), loader(SIZES[0]), loader(SIZES[1]))
+        assert [record["epoch"] for record in callback.history] == [1, 3]
+
+    def test_limit_val_batches(self, tmp_path):
+        run = trainer(tmp_path, callbacks=[KLDivergenceCallback()], max_epochs=1, limit_val_batches=2)
+        run.fit(Fixed(), loader(3), loader(SIZES[0]))
+        p, q = pair(SIZES[0], 5, seed=SIZES[0])
+        torch.testing.assert_close(run.callback_metrics["val_kl"], kl_divergence(p[:4], q[:4]), rtol=2e-7, atol=0)
+
+    def test_no_validation(self, tmp_path):
+        callback = KLDivergenceCallback()
+        run = trainer(tmp_path, callbacks=[callback], max_epochs=1, limit_val_batches=0)
+        run.fit(Fixed(), loader(3), loader(SIZES[0]))
+        assert callback.history == []
+
+    def test_loggers_see_every_epoch(self, tmp_path):
+        loggers = [CSVLogger(tmp_path, name="csv", version=""), TensorBoardLogger(tmp_path, name="tb", version="")]
+        model = Drifting()
+        run = trainer(tmp_path, callbacks=[KLDivergenceCallback()], logger=loggers, max_epochs=5, log_every_n_steps=1)
+        run.fit(model, loader(3), loader(SIZES[0]))
+        with (tmp_path / "csv" / "metrics.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["val_kl"]]
+        assert [int(row["epoch"]) for row in rows] == list(range(5))
+        for epoch, row in enumerate(rows):
+            assert float(row["val_kl"]) == pytest.approx(model.exact(epoch), rel=1e-6)
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(tmp_path / "tb")).Reload()
+        assert [event.value for event in events.Scalars("val_kl")] == pytest.approx(
+            [model.exact(epoch) for epoch in range(5)], rel=1e-6
+        )
+
+    def test_progress_bar(self, tmp_path, capsys):
+        run = trainer(tmp_path, callbacks=[KLDivergenceCallback()], enable_progress_bar=True, max_epochs=1)
+        run.fit(Fixed(), loader(3), loader(SIZES[0]))
+        assert re.search(rf"val_kl[:=] ?{EXACT[SIZES[0]].item():.3f}", "".join(capsys.readouterr()))
+
+
+class TestMonitoring:
+    def test_early_stopping_and_checkpoint_see_the_value_of_this_epoch(self, tmp_path):
+        checkpoint = ModelCheckpoint(tmp_path, monitor="val_kl", filename="{epoch}-{val_kl:.4f}", save_top_k=1)
+        model = Drifting()
+        # The callbacks that monitor stand before the one that logs.
+        callbacks = [EarlyStopping("val_kl", patience=1), checkpoint, KLDivergenceCallback()]
+        run = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, max_epochs=5)
+        run.fit(model, loader(3), loader(SIZES[0]))
+        # Worse in epoch 1 (patience is 1), so it ends there.
+        assert run.current_epoch == 2
+        assert Path(checkpoint.best_model_path).name == f"epoch=0-val_kl={model.exact(0):.4f}.ckpt"
+
+    def test_monitoring_the_training(self, tmp_path):
+        callbacks = [
+            EarlyStopping("train_kl", patience=1, check_on_train_epoch_end=True),
+            KLDivergenceCallback(stages=["train"]),
+        ]
+        run = trainer(tmp_path, callbacks=callbacks, max_epochs=9)
+        run.fit(Fixed(), loader(SIZES[0]), loader(3))
+        assert run.current_epoch == 2  # it never changes
+
+    @pytest.mark.filterwarnings("ignore:Checkpoint directory")
+    def test_history_survives_a_checkpoint(self, tmp_path):
+        model = Drifting()
+        callback = KLDivergenceCallback()
+        run = trainer(
+            tmp_path,
+            callbacks=[callback, ModelCheckpoint(tmp_path, save_last=True)],
+            enable_checkpointing=True,
+            max_epochs=3,
+        )
+        run.fit(model, loader(3), loader(SIZES[0]))
+        resumed = KLDivergenceCallback()
+        callbacks = [resumed, ModelCheckpoint(tmp_path, save_last=True)]
+        run = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, max_epochs=5)
+        run.fit(model, loader(3), loader(SIZES[0]), ckpt_path=tmp_path / "last.ckpt")
+        assert resumed.history[:3] == callback.history
+        assert [record["epoch"] for record in resumed.history] == list(range(5))
+        assert [record["val_kl"] for record in resumed.history] == pytest.approx(
+            [model.exact(epoch) for epoch in range(5)], rel=1e-6
+        )
+
+    def test_two_callbacks_in_one_trainer(self, tmp_path):
+        callbacks = [
+            KLDivergenceCallback(),
+            KLDivergenceCallback(KLDivergence(direction="reverse"), name="{stage}_reverse"),
+            ModelCheckpoint(tmp_path, save_last=True),
+        ]
+        run = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True)
+        run.fit(Fixed(), loader(3), loader(SIZES[0]))
+        assert set(run.callback_metrics) == {"val_kl", "val_reverse"}
+        saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+        assert sum("KLDivergenceCallback" in key for key in saved) == 2
+
+    def test_plot(self, tmp_path):
+        callback = KLDivergenceCallback(stages=("train", "validate"))
+        run = trainer(tmp_path, callbacks=[callback])
+        run.fit(Fixed(), loader(3), loader(SIZES[0]))
+        import matplotlib
+
+        matplotlib.use("agg")
+        figure, axis = callback.plot()
+        assert [line.get_label() for line in axis.lines] == ["val_kl", "train_kl"]
+        assert axis.get_xlabel() == "epoch"
+        assert list(axis.lines[0].get_xdata()) == [0, 1]
+        assert callback.plot(axis) == (figure, axis)
+        matplotlib.pyplot.close(figure)
+
+
+class TestSources:
+    def test_callables_weights_and_other_keys(self, tmp_path):
+        callback = KLDivergenceCallback(
+            p=lambda outputs, batch: batch[0],
+            q="q",
+            weight=lambda outputs, batch: (torch.arange(len(batch[0])) == 0).float(),
+        )
+        run = trainer(tmp_path, callbacks=[callback])
+        run.validate(Fixed(), loader(SIZES[0]), verbose=False)
+        p, q = pair(SIZES[0], 5, seed=SIZES[0])
+        torch.testing.assert_close(run.callback_metrics["val_kl"], kl_divergence(p[::2], q[::2]), rtol=2e-7, atol=0)
+
+    def test_distributions(self, tmp_path):
+        callback = KLDivergenceCallback(
+            p=lambda outputs, batch: D.Categorical(probs=batch[0]),
+            q=lambda outputs, batch: D.Categorical(probs=batch[1]),
+        )
+        run = trainer(tmp_path, callbacks=[callback])
+        run.validate(Fixed(), loader(SIZES[0]), verbose=False)
+        close(run.callback_metrics["val_kl"], SIZES[0])
+
+    def test_a_collection_is_logged_key_by_key(self, tmp_path):
+        metrics = {"mean": KLDivergence(), "bits": KLDivergence(base=2), "theirs": TorchmetricsKL()}
+        run = trainer(tmp_path, callbacks=[KLDivergenceCallback(MetricCollection(metrics))])
+        run.validate(Fixed(), [loader(size) for size in SIZES], verbose=False)
+        close(run.callback_metrics["val_kl_mean/dataloader_idx_0"], SIZES[0])
+        close(run.callback_metrics["val_kl_mean/dataloader_idx_1"], SIZES[1])
+        assert len(run.callback_metrics) == 6
+
+    @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+    def test_a_skipped_training_step(self, tmp_path):
+        class Skips(Fixed):
+            def training_step(self, batch, batch_idx):
+                return None if batch_idx == 0 else super().training_step(batch, batch_idx)
+
+        run = trainer(tmp_path, callbacks=[KLDivergenceCallback(stages=["train"])], max_epochs=1)
+        run.fit(Skips(), loader(SIZES[0]), loader(3))
+        p, q = pair(SIZES[0], 5, seed=SIZES[0])
+        torch.testing.assert_close(run.callback_metrics["train_kl"], kl_divergence(p[2:], q[2:]), rtol=2e-7, atol=0)
+
+
+class TestErrors:
+    def run(self, tmp_path, callback, returns, stage="validate"):
+        class Step(Fixed):
+            def validation_step(self, batch, batch_idx, dataloader_idx=0):
+                return returns(batch)
+
+        getattr(trainer(tmp_path, callbacks=[callback]), stage)(Step(), loader(SIZES[0]), verbose=False)
+
+    def raises(self, tmp_path, kind, text, returns, **options):
+        callback = KLDivergenceCallback(**options)
+        with pytest.raises(kind, match=re.escape(text)):
+            self.run(tmp_path, callback, returns)
+        assert callback.history == []
+        # Nothing of the failed epoch is left for the next.
+        run = trainer(tmp_path, callbacks=[callback])
+        callback.p, callback.q, callback.weight = "p", "q", None
+        run.validate(Fixed(), loader(SIZES[0]), verbose=False)
+        close(run.callback_metrics["val_kl"], SIZES[0])
+
+    def test_step_returns_none(self, tmp_path):
+        text = (
+            "`p='p'` is a key into the dict that `validation_step` returns. Got NoneType. Return a dict with 'p' from"
+            " the step, or give `p` as a callable (outputs, batch)."
+        )
+        self.raises(tmp_path, TypeError, text, lambda batch: None)
+
+    def test_step_returns_a_loss(self, tmp_path):
+        text = "is a key into the dict that `validation_step` returns. Got Tensor."
+        self.raises(tmp_path, TypeError, text, lambda batch: torch.tensor(1.0))
+
+    def test_step_lacks_the_key(self, tmp_path):
+        text = (
+            "`q='student'` must be a key of what `validation_step` returns. Got the keys ['p', 'q']. Return 'student'"
+            " from the step as well, or name another key."
+        )
+        self.raises(tmp_path, ValueError, text, lambda b: {"p": b[0], "q": b[1]}, q="student")
+
+    def test_bad_rows_and_shapes(self, tmp_path):
+        text = "`q` must have the shape of `p`. Got p (2, 5) and q (2, 4)."
+        self.raises(tmp_path, ValueError, text, lambda b: {"p": b[0], "q": b[1][:, :4]})
+
+    def test_result_is_no_scalar(self, tmp_path):
+        callback = KLDivergenceCallback(KLDivergence(reduction="none"))
+        text = "The metric must compute scalars to be logged. Got shape (7,) for 'val_kl'."
+        with pytest.raises(ValueError, match=re.escape(text)):
+            trainer(tmp_path, callbacks=[callback]).validate(Fixed(), loader(SIZES[0]), verbose=False)
+
+    def test_stage_never_ran(self, tmp_path):
+        callback = KLDivergenceCallback(stages=("test",))
+        run = trainer(tmp_path, callbacks=[callback], max_epochs=1)
+        run.fit(Fixed(), loader(3), loader(SIZES[0]))
+        text = "There must be a logged value to draw. Got none: no epoch of the stages ('test',) has ended yet."
+        with pytest.raises(RuntimeError, match=re.escape(text)):
+            callback.plot()
+
+    @pytest.mark.parametrize(
+        ("options", "kind", "text"),
+        [
+            ({"metric": KLDivergence}, TypeError, "Did you mean KLDivergence()?"),
+            ({"metric": "kl"}, TypeError, "`metric` must be a torchmetrics Metric or MetricCollection. Got 'kl'."),
+            ({"p": 0}, TypeError, "`p` must be a key (str) or a callable (outputs, batch). Got 0."),
+            ({"q": None}, TypeError, "`q` must be a key (str) or a callable (outputs, batch). Got None."),
+            ({"weight": 1.0}, TypeError, "`weight` must be a key (str) or a callable (outputs, batch). Got 1.0."),
+            ({"stages": ("val",)}, ValueError, "`stages` must be one of 'train', 'validate', 'test'. Got 'val'."),
+            ({"stages": "train"}, TypeError, "`stages` must be a sequence of names. Got 'train'. Write ('train',)."),
+            ({"name": "{step}_kl"}, ValueError, "`name` must have no other field than {stage}. Got '{step}_kl'."),
+            (
+                {"name": "kl", "stages": ("train", "validate")},
+                ValueError,
+                "`name` must tell the stages apart. Got 'kl' for ('train', 'validate'). Put {stage} into it.",
+            ),
+        ],
+    )
+    def test_arguments(self, options, kind, text):
+        with pytest.raises(kind, match=re.escape(text)):
+            KLDivergenceCallback(**options)
+
+
+CLI = """
+import warnings
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch import LightningDataModule
+from lightning_run import Fixed, loader
+
+class Data(LightningDataModule):
+    def train_dataloader(self): return loader(3)
+    def val_dataloader(self): return loader(7)
+
+warnings.filterwarnings("ignore", module="lightning")
+cli = LightningCLI(Fixed, Data, save_config_callback=None)
+print("val_kl", cli.trainer.callback_metrics["val_kl"].item())
+"""
+CONFIG = """
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  logger: false
+  enable_progress_bar: false
+  enable_checkpointing: false
+  callbacks:
+    - class_path: klmetric.lightning.KLDivergenceCallback
+      init_args:
+        metric:
+          class_path: klmetric.KLDivergence
+          init_args: {input_format: [probs, probs], base: 2, eps: 1.0e-9, sync_on_compute: true}
+        p: p
+        q: q
+        stages: [train, validate]
+        name: "{stage}_kl"
+"""
+
+
+def script(*arguments, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_lightning_cli(tmp_path):
+    (tmp_path / "main.py").write_text(CLI)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    out = script("main.py", "fit", "--config", "config.yaml", tmp_path=tmp_path)
+    value = float(re.search(r"val_kl (\S+)", out)[1])
+    assert value == pytest.approx(kl_divergence(*pair(7, 5, seed=7), base=2).item(), rel=1e-6)
+
+
+def test_trainer_of_pytorch_lightning(tmp_path):
+    pytorch_lightning = pytest.importorskip("pytorch_lightning")
+
+    class Other(pytorch_lightning.LightningModule):
+        validation_step = Fixed.validation_step
+
+    callback = KLDivergenceCallback()
+    run = pytorch_lightning.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False, callbacks=[callback]
+    )
+    run.validate(Other(), loader(SIZES[0]), verbose=False)
+    close(run.callback_metrics["val_kl"], SIZES[0])
+    close(callback.history[0]["val_kl"], SIZES[0])
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_same_value_for_every_number_of_processes(tmp_path, strategy, devices):
+    if devices == 1 and strategy == "ddp_spawn":
+        pytest.skip("one process is one process")
+    out = tmp_path / "out.json"
+    script(Path(__file__).parent / "lightning_run.py", strategy, devices, out, tmp_path=tmp_path)
+    record = json.loads(out.read_text())
+    logged = record["logged"]
+    close(logged["train_kl"], SIZES[0])
+    if strategy == "ddp":
+        close(logged["val_kl"], SIZES[0])
+        close(logged["test_kl"], SIZES[0])
+    for index, size in enumerate(SIZES):
+        close(logged[f"val_kl/dataloader_idx_{index}"], size)
+    # The workers of ddp_spawn take their histories with them.
+    assert len(record["history"]) == (0 if strategy == "ddp_spawn" else 6)
+
+
+class TestPadding:
+    """What one of two processes sees of seven samples."""
+
+    def running(self, **options):
+        from torch.utils.data import DistributedSampler
+
+        from klmetric.lightning import _Running
+
+        data = loader(7).dataset
+        sampler = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)
+        return _Running(KLDivergence(), torch.utils.data.DataLoader(data, batch_size=3, sampler=sampler), True)
+
+    def test_flattened_tokens_are_refused(self):
+        text = (
+            "`drop_padding` needs one entry of `p` and `q` per sample, on the first axis: the samples that"
+            " DistributedSampler repeats are left out. Got shape (12, 5) for a batch of 3 samples. Return (samples,"
+            " positions, classes) from the step, or use drop_padding=False."
+        )
+        with pytest.raises(ValueError, match=re.escape(text)):
+            self.running().update(*pair(12, 5), None, 0)
+
+    def test_left_out_of_tensors_distributions_and_weights(self):
+        p, q = pair(1, 5)
+        for arguments in (
+            (p, q, None),
+            (p, q, torch.ones(1)),
+            (p, q, torch.ones(())),
+            (D.Categorical(probs=p), D.Categorical(probs=q), None),
+            (D.Categorical(probs=p), D.Categorical(probs=q), torch.ones(1)),
+        ):
+            running = self.running()
+            running.update(*pair(3, 5), None, 0)
+            running.update(*arguments, 1)  # the fourth sample of rank 1 is the first of the data once more
+            torch.testing.assert_close(running.compute(), kl_divergence(*pair(3, 5)), rtol=2e-7, atol=0)
