@@ -376,7 +376,7 @@ def test_lightning_cli(tmp_path):
 
 
 def test_trainer_of_pytorch_lightning(tmp_path):
-    pytorch_lightning = pytest.importorskip("pytorch_lightning")
+    pytorch_lightning = pytest.importorskip("pytorch_lightning", minversion="2.6")
 
     class Other(pytorch_lightning.LightningModule):
         validation_step = Fixed.validation_step
