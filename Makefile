@@ -18,6 +18,7 @@ check: $(INSTALLED)
 
 # The environment, made once and made again when what it holds changes.
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into .venv: a few minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

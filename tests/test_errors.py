@@ -44,6 +44,14 @@ BAD_INPUT = {
         {}, P.tolist(), Q, None, TypeError,
         "`p` must be a torch.Tensor or a torch.distributions.Distribution. Got list. Convert it with torch.as_tensor.",
     ),
+    "nothing": (
+        {}, P, None, None, TypeError,
+        "`q` must be a torch.Tensor or a torch.distributions.Distribution. Got NoneType.",
+    ),
+    "sparse": (
+        {}, P, Q.to_sparse(), None, TypeError,
+        "`q` must be dense. Got layout torch.sparse_coo. Convert it with .to_dense().",
+    ),
     "two_devices": (
         {}, P, Q.to("meta"), None, ValueError,
         "`p` and `q` must share a device. Got p on cpu, q on meta. Use q.to(p.device).",
@@ -73,7 +81,7 @@ BAD_INPUT = {
         "`weight` must be finite and at least 0. Got inf, shape (4,).",
     ),
     "weight_no_tensor": (
-        {}, P, Q, [1.0] * 4, TypeError, "`weight` must be a torch.Tensor. Got list.",
+        {}, P, Q, [1.0] * 4, TypeError, "`weight` must be a torch.Tensor. Got list. Convert it with",
     ),
     "complex_weight": (
         {}, P, Q, torch.ones(4, dtype=torch.complex64), TypeError,
@@ -87,7 +95,8 @@ BAD_INPUT = {
     "pair_without_divergence": (
         {}, D.Normal(0.0, 1.0), D.Categorical(probs=Q), None, TypeError,
         "The pair of distributions must have a KL divergence registered in torch.distributions. Got Normal and"
-        " Categorical. Register one with torch.distributions.kl.register_kl, or estimate it from samples.",
+        " Categorical. Must both be wrapped in Independent? Otherwise register one with"
+        " torch.distributions.kl.register_kl, or estimate it from samples.",
     ),
     "temperature_of_a_normal": (
         {"temperature": 2.0}, D.Normal(0.0, 1.0), D.Normal(0.0, 2.0), None, ValueError,
@@ -117,6 +126,11 @@ BAD_OPTIONS = {
     "log_prob": ({"log_prob": 1}, TypeError, "`log_prob` must be a bool. Got 1."),
     "log_prob_is_a_reduction": (
         {"log_prob": "mean"}, TypeError, "`log_prob` must be a bool. Got 'mean'. `reduction` is the second argument.",
+    ),
+    "log_prob_is_data": (
+        {"log_prob": P}, TypeError,
+        "`log_prob` must be a bool. Got a tensor. Data go to metric.update(p, q), or to the function"
+        " kl_divergence(p, q).",
     ),
     "reduction": (
         {"reduction": "means"}, ValueError,

@@ -166,9 +166,14 @@ class TestNanStrategy:
             with pytest.warns(UserWarning, match=r"^2 of 4 rows were no distributions and make the result NaN\."):
                 assert kl_divergence(*self.bad(), reduction=reduction).isnan()
 
+    def test_the_warning_names_the_likely_mistake(self):
+        p, q = pair(4, 3, input_format="logits")
+        with pytest.warns(UserWarning, match="Were they logits or log-probabilities. Then say so with input_format"):
+            kl_divergence(p, q)
+
     def test_ignore(self):
         p, q = self.bad()
-        with pytest.warns(UserWarning, match=r"^2 of 4 rows were no distributions and were left out\.$"):
+        with pytest.warns(UserWarning, match=r"^2 of 4 rows were no distributions and were left out\."):
             value = kl_divergence(p, q, nan_strategy="ignore")
         assert value == kl_divergence(p[::2], q[::2])
         with pytest.warns(UserWarning, match="2 of 4"):

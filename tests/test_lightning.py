@@ -310,7 +310,12 @@ class TestErrors:
             ({"p": 0}, TypeError, "`p` must be a key (str) or a callable (outputs, batch). Got 0."),
             ({"q": None}, TypeError, "`q` must be a key (str) or a callable (outputs, batch). Got None."),
             ({"weight": 1.0}, TypeError, "`weight` must be a key (str) or a callable (outputs, batch). Got 1.0."),
-            ({"stages": ("val",)}, ValueError, "`stages` must be one of 'train', 'validate', 'test'. Got 'val'."),
+            (
+                {"stages": ("val",)},
+                ValueError,
+                "`stages` must be one of 'train', 'validate', 'test'. Got 'val'. Did you mean 'validate'?",
+            ),
+            ({"stages": ()}, ValueError, "`stages` must have at least one of ('train', 'validate', 'test'). Got ()."),
             ({"stages": "train"}, TypeError, "`stages` must be a sequence of names. Got 'train'. Write ('train',)."),
             ({"name": "{step}_kl"}, ValueError, "`name` must have no other field than {stage}. Got '{step}_kl'."),
             (
@@ -425,7 +430,8 @@ class TestPadding:
         text = (
             "`drop_padding` needs one entry of `p` and `q` per sample, on the first axis: the samples that"
             " DistributedSampler repeats are left out. Got shape (12, 5) for a batch of 3 samples. Return (samples,"
-            " positions, classes) from the step, or use drop_padding=False."
+            " positions, classes) from the step. (With drop_padding=False the value would depend on the number of"
+            " processes.)"
         )
         with pytest.raises(ValueError, match=re.escape(text)):
             self.running().update(*pair(12, 5), None, 0)

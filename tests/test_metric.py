@@ -388,6 +388,11 @@ class TestWithTorchmetrics:
             assert axis.lines
             matplotlib.pyplot.close(figure)
 
+    def test_repr(self):
+        assert repr(KLDivergence()) == "KLDivergence()"
+        metric = KLDivergence(reduction="sum", input_format="logits", base=2)
+        assert repr(metric) == "KLDivergence(reduction='sum', base=2, input_format=('logits', 'logits'))"
+
     def test_attributes(self):
         assert (KLDivergence.is_differentiable, KLDivergence.higher_is_better) == (True, False)
 

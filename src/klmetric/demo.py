@@ -67,7 +67,7 @@ def run(devices: int, epochs: int, seed: int, out: Path) -> None:
         train_teacher(teacher, train)
     images, labels = validation.tensors
     accuracy = (teacher(images).argmax(1) == labels).float().mean().item()
-    console.print(f"Teacher: {len(train)} digits learnt, {accuracy:.1%} of {len(validation)} others read rightly.")
+    console.print(f"Teacher: {len(train)} digits learnt, {accuracy:.1%} of {len(validation)} others read correctly.")
 
     callback = kl_callback()
     checkpoint = ModelCheckpoint(out, monitor="val_kl", filename="best", save_last=True, enable_version_counter=False)
@@ -105,9 +105,10 @@ def run(devices: int, epochs: int, seed: int, out: Path) -> None:
     console.print(f"  The same number{', to the last digit' if high == low else ''}.\n")
 
     figure, axis = callback.plot()
+    axis.set_ylabel("KL divergence (nats)")
     axis.set_title("Student against teacher, on digits that neither has learnt")
     figure.savefig(out / "val_kl.png", dpi=150, bbox_inches="tight")
-    console.print(f"Written: {out / 'metrics.csv'}, {out / 'val_kl.png'}, {out / 'best.ckpt'}")
+    console.print(f"Written: {out / 'metrics.csv'}, {out / 'val_kl.png'}, best.ckpt and last.ckpt")
     console.print(f"Done in {time.perf_counter() - started:.0f} s.")
 
 
@@ -150,7 +151,7 @@ def cpu_trainer(devices: int, **options: Any) -> Trainer:
 
 def epoch_table(history: list[dict[str, Any]], best: dict[str, Any]) -> Table:
     """One line for each epoch."""
-    table = Table("epoch", "val_kl (nats)", "")
+    table = Table("epoch", "val_kl (nats)", "student against teacher")
     scale = 32 / max(record["val_kl"] for record in history)
     for record in history:
         style = "bold green" if record is best else ""

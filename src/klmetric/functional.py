@@ -39,8 +39,8 @@ def kl_divergence(
     `torchmetrics.functional.regression.kl_divergence`: the first four arguments are the same.
 
     Args:
-        p: the reference (data, teacher), shape (N, ..., classes), or a `torch.distributions.Distribution`, one row per
-            batch element.
+        p: the reference (data, teacher), shape (N, ..., classes), where a lone (classes,) is one row; or a
+            `torch.distributions.Distribution`, one row per batch element.
         q: the approximation (prediction, student), like `p`.
         log_prob: True is the old spelling of `input_format="log_probs"`.
         reduction: `"mean"` over rows, weighted; `"sum"`; `"batchmean"`, the sum over the number of samples (the length
@@ -84,7 +84,7 @@ def kl_divergence(
     unit = check_base(base)
     rows = measure(p, q, weight, options)
     sums = totals.of_rows(rows.kl, rows.weight, options)
-    totals.warn_of_invalid(sums.detach(), nan_strategy, stacklevel=2)
+    totals.warn_of_invalid(sums.detach(), options, stacklevel=2)
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out
         return torch.where(left_out, 0, rows.kl) / unit

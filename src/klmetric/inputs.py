@@ -61,8 +61,10 @@ def _check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"`{name}` must be a torch.Tensor or a torch.distributions.Distribution. Got {type(x).__name__}."
-                " Convert it with torch.as_tensor."
+                + (" Convert it with torch.as_tensor." if x is not None else "")
             )
+        if x.layout is not torch.strided:
+            raise TypeError(f"`{name}` must be dense. Got layout {x.layout}. Convert it with .to_dense().")
         if not x.is_floating_point():
             raise TypeError(
                 f"`{name}` must hold floating-point probabilities, log-probabilities or logits. Got {x.dtype}, shape"
@@ -88,7 +90,9 @@ def _check_weight(weight: Tensor | None, kl: Tensor) -> Tensor | None:
     if weight is None:
         return None
     if not isinstance(weight, Tensor):
-        raise TypeError(f"`weight` must be a torch.Tensor. Got {type(weight).__name__}.")
+        raise TypeError(
+            f"`weight` must be a torch.Tensor. Got {type(weight).__name__}. Convert it with torch.as_tensor."
+        )
     if weight.is_complex():
         raise TypeError(f"`weight` must be bool or real. Got {weight.dtype}.")
     if weight.device != kl.device:
@@ -135,8 +139,8 @@ def _kl_of_distributions(p: Distribution, q: Distribution, options: Options) -> 
     except NotImplementedError as error:
         raise TypeError(
             "The pair of distributions must have a KL divergence registered in torch.distributions."
-            f" Got {type(p).__name__} and {type(q).__name__}. Register one with torch.distributions.kl.register_kl,"
-            " or estimate it from samples."
+            f" Got {type(p).__name__} and {type(q).__name__}. Must both be wrapped in Independent? Otherwise"
+            " register one with torch.distributions.kl.register_kl, or estimate it from samples."
         ) from error
     # The closed forms of torch subtract, and can round to just below 0.
     return kl.to(torch.promote_types(kl.dtype, torch.float32)).clamp_min(0).sum(0)

@@ -47,19 +47,21 @@ class KLDivergenceCallback(Callback):
             works on copies of it, one for each stage and dataloader. None for `KLDivergence()`: probabilities. Where
             `compute` gives a dict, each key is logged as `{name}_{key}`.
         p: the reference: a key into the dict that the step returns, or a callable (outputs, batch) that gives a tensor
-            or a `torch.distributions.Distribution`.
+            or a `torch.distributions.Distribution`. (For `ddp_spawn` a function of a module: lambdas cannot be sent
+            to its processes.)
         q: the approximation, like `p`.
         weight: like `p`, one weight per sample or row; None for 1.
         stages: any of "train", "validate" and "test".
-        name: of the logged value; {stage} becomes train, val or test.
+        name: of the logged value; {stage} becomes train, val or test. Two callbacks in one Trainer need two names.
         prog_bar: whether the progress bar shows it.
         drop_padding: leave out the samples that `DistributedSampler` repeats so that all processes get equally many.
             It needs a first axis of samples in `p` and `q`.
 
     Attributes:
-        history: one dict for each epoch end, with the stage, the epoch, the global step and every value that was
-            logged. It is saved in the checkpoint and continues from there. (The workers of `ddp_spawn` end with the
-            training, and their callbacks with them: read the history from the checkpoint or the logger there.)
+        history: one dict for each epoch end, with the stage, the epoch, the number of steps taken and every value
+            that was logged. It is saved in the checkpoint and continues from there. (The workers of `ddp_spawn` end
+            with the training, and their callbacks with them: there, read the history from the checkpoint or the
+            logger.)
 
     Raises:
         TypeError: for a metric, a step or an output of the wrong kind.
@@ -95,6 +97,8 @@ class KLDivergenceCallback(Callback):
                 raise TypeError(f"`{key}` must be a key (str) or a callable (outputs, batch). Got {source!r}.")
         if isinstance(stages, str):
             raise TypeError(f"`stages` must be a sequence of names. Got {stages!r}. Write ({stages!r},).")
+        if not stages:
+            raise ValueError(f"`stages` must have at least one of {tuple(PREFIXES)}. Got {stages!r}.")
         for stage in stages:
             check_choice("stages", stage, tuple(PREFIXES))
         try:
@@ -307,7 +311,8 @@ class _Running:
             raise ValueError(
                 "`drop_padding` needs one entry of `p` and `q` per sample, on the first axis: the samples that"
                 f" DistributedSampler repeats are left out. Got shape {tuple(shape)} for a batch of {expected} samples."
-                " Return (samples, positions, classes) from the step, or use drop_padding=False."
+                " Return (samples, positions, classes) from the step. (With drop_padding=False the value would depend"
+                " on the number of processes.)"
             )
         self.seen = start + size
         device = p.device if isinstance(p, Tensor) else None

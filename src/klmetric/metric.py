@@ -18,6 +18,7 @@ from klmetric.options import (
     Direction,
     Format,
     NanStrategy,
+    Options,
     Reduction,
     check_base,
     check_options,
@@ -89,8 +90,8 @@ class KLDivergence(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.reduction = check_reduction(reduction)
         self.options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy)
+        self.reduction = check_reduction(reduction)
         self.log_prob = self.options.input_format == ("log_probs", "log_probs")
         self.base = base
         self._unit = check_base(base)
@@ -118,7 +119,7 @@ class KLDivergence(Metric):
         """The divergence of all that was added, over all processes."""
         sums = self.totals
         if not self._warned:
-            warned = totals.warn_of_invalid(sums.detach(), self.options.nan_strategy, stacklevel=4)
+            warned = totals.warn_of_invalid(sums.detach(), self.options, stacklevel=5)
             self._warned = warned and self.options.nan_strategy == "ignore"
         if self.reduction == "none":
             return dim_zero_cat(self.rows).to(self.dtype) / self._unit
@@ -155,6 +156,12 @@ class KLDivergence(Metric):
         """Forget all that was added."""
         super().reset()
         self._warned = False
+
+    def extra_repr(self) -> str:
+        """The options that are not the default, for `print(metric)`."""
+        shown = {"reduction": self.reduction, "base": self.base, **vars(self.options)}
+        usual = {"reduction": "mean", "base": None, **vars(Options())}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value != usual[name])
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plot one value, or a sequence of them, as torchmetrics does.

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from typing import Literal, TypeAlias
 from zlib import crc32
 
+from torch import Tensor
+
 Format: TypeAlias = Literal["probs", "log_probs", "logits"]
 Direction: TypeAlias = Literal["forward", "reverse", "jeffreys"]
 Reduction: TypeAlias = Literal["mean", "sum", "batchmean", "none"]
@@ -78,13 +80,16 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise unless `value` is one of `allowed`, with the nearest of them as the likely fix."""
     if isinstance(value, str) and value in allowed:
         return
-    near = get_close_matches(value, allowed, n=1) if isinstance(value, str) else []
+    near = get_close_matches(value, allowed, n=1, cutoff=0.5) if isinstance(value, str) else []
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}. Got {value!r}.{hint}")
 
 
 def _formats(log_prob: bool, input_format: Format | tuple[Format, Format] | None) -> tuple[Format, Format]:
     if not isinstance(log_prob, bool):
+        if isinstance(log_prob, Tensor):
+            hint = " Data go to metric.update(p, q), or to the function kl_divergence(p, q)."
+            raise TypeError(f"`log_prob` must be a bool. Got a tensor.{hint}")
         hint = " `reduction` is the second argument." if isinstance(log_prob, str) else ""
         raise TypeError(f"`log_prob` must be a bool. Got {log_prob!r}.{hint}")
     if input_format is None:

@@ -57,12 +57,14 @@ def value(totals: Tensor, reduction: Reduction, nan_strategy: NanStrategy) -> Te
     return torch.where(totals[INVALID] > 0, math.nan, kl) if nan_strategy == "propagate" else kl
 
 
-def warn_of_invalid(totals: Tensor, nan_strategy: NanStrategy, stacklevel: int) -> bool:
+def warn_of_invalid(totals: Tensor, options: Options, stacklevel: int) -> bool:
     """Say how many rows were no distributions, and what became of them. Returns whether there was anything to say."""
     invalid = int(totals[INVALID])
     if invalid:
-        outcome = "were left out" if nan_strategy == "ignore" else "make the result NaN"
-        hint = "" if nan_strategy == "ignore" else " nan_strategy='error' names the first, 'ignore' leaves them out."
+        outcome = "were left out" if options.nan_strategy == "ignore" else "make the result NaN"
+        hint = " nan_strategy='error' names the first."
+        if "probs" in options.input_format:
+            hint += " Were they logits or log-probabilities? Then say so with input_format."
         warnings.warn(
             f"{invalid} of {int(totals[ROWS])} rows were no distributions and {outcome}.{hint}",
             stacklevel=stacklevel + 1,
