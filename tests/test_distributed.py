@@ -218,10 +218,20 @@ class TestPaddedSampler:
         assert padded_sampler(DataLoader(self.data, sampler=self.sampler(drop_last=True))) is None
         assert padded_sampler([1, 2, 3]) is None
         assert padded_sampler(None) is None
+        assert padded_sampler(DataLoader(self.data, batch_size=None, sampler=self.sampler())) is None
 
     def test_an_order_of_its_own_is_not_guessed(self):
         class InBlocks(DistributedSampler):
             def __iter__(self):
                 return iter(range(self.rank * 4, self.rank * 4 + 4))
 
-        assert padded_sampler(DataLoader(self.data, sampler=self.sampler(InBlocks))) is None
+        class Backwards(torch.utils.data.BatchSampler):
+            def __iter__(self):
+                return reversed(list(super().__iter__()))
+
+        for loader in (
+            DataLoader(self.data, sampler=self.sampler(InBlocks)),
+            DataLoader(self.data, batch_sampler=Backwards(self.sampler(), 2, False)),
+        ):
+            with pytest.warns(UserWarning, match="has an order of its own, so the samples that DistributedSampler"):
+                assert padded_sampler(loader) is None

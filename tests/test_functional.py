@@ -221,6 +221,17 @@ class TestGradients:
         assert p.grad.isfinite().all()
         assert q.grad.isfinite().all()
 
+    @pytest.mark.parametrize("direction", DIRECTIONS)
+    @pytest.mark.parametrize("small", [1e-10, 1e-20, 1e-30])
+    def test_finite_where_a_probability_is_small(self, small, direction):
+        p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[small, 1.0]])
+        grads = []
+        for dtype in (torch.float32, torch.float64):
+            a, b = (x.clone().to(dtype).requires_grad_() for x in (p, q))
+            kl_divergence(a, b, direction=direction).backward()
+            grads.append((a.grad.double(), b.grad.double()))
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
     @pytest.mark.parametrize("bad", [math.nan, INF, -1.0, "q is zero"])
     def test_rows_that_do_not_count_get_none(self, bad):
         p, q = pair(3, 4)

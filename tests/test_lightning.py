@@ -205,6 +205,20 @@ class TestMonitoring:
         assert callback.plot(axis) == (figure, axis)
         matplotlib.pyplot.close(figure)
 
+    @pytest.mark.parametrize("step", [2, 4])
+    @pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:.*mid-epoch.*", "ignore:You're resuming")
+    def test_resume_within_an_epoch(self, tmp_path, step):
+        def callbacks():
+            every = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+            return [KLDivergenceCallback(stages=("train", "validate")), every]
+
+        options = {"enable_checkpointing": True, "max_epochs": 2}
+        trainer(tmp_path, callbacks=callbacks(), **options).fit(Fixed(), loader(SIZES[0]), loader(3))
+        run = trainer(tmp_path, callbacks=callbacks(), **options)
+        run.fit(Fixed(), loader(SIZES[0]), loader(3), ckpt_path=tmp_path / f"step={step}.ckpt")
+        close(run.callback_metrics["train_kl"], SIZES[0])
+        close(run.callback_metrics["val_kl"], 3)
+
 
 class TestSources:
     def test_callables_weights_and_other_keys(self, tmp_path):
@@ -245,6 +259,30 @@ class TestSources:
         run.fit(Skips(), loader(SIZES[0]), loader(3))
         p, q = pair(SIZES[0], 5, seed=SIZES[0])
         torch.testing.assert_close(run.callback_metrics["train_kl"], kl_divergence(p[2:], q[2:]), rtol=2e-7, atol=0)
+
+
+class TestMetricOfTheUser:
+    def test_what_it_has_seen_before_does_not_count(self, tmp_path):
+        metric = KLDivergence()
+        metric.update(*pair(3, 5, seed=9))
+        run = trainer(tmp_path, callbacks=[KLDivergenceCallback(metric)])
+        run.validate(Fixed(), loader(SIZES[0]), verbose=False)
+        close(run.callback_metrics["val_kl"], SIZES[0])
+
+    def test_manual_optimisation(self, tmp_path):
+        class Manual(Fixed):
+            def __init__(self):
+                super().__init__()
+                self.automatic_optimization = False
+
+            def training_step(self, batch, batch_idx):
+                return None
+
+        first, second = (lambda outputs, batch, i=i: batch[i] for i in (0, 1))
+        callback = KLDivergenceCallback(p=first, q=second, stages=["train"])
+        run = trainer(tmp_path, callbacks=[callback], max_epochs=1)
+        run.fit(Manual(), loader(SIZES[0]), loader(3))
+        close(run.callback_metrics["train_kl"], SIZES[0])
 
 
 class TestErrors:
@@ -424,7 +462,8 @@ class TestPadding:
 
         data = loader(7).dataset
         sampler = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)
-        return _Running(KLDivergence(), torch.utils.data.DataLoader(data, batch_size=3, sampler=sampler), True)
+        loader_of_one = torch.utils.data.DataLoader(data, batch_size=3, sampler=sampler)
+        return _Running(KLDivergence(), Fixed(), loader_of_one, True)
 
     def test_flattened_tokens_are_refused(self):
         text = (

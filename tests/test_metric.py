@@ -12,6 +12,7 @@ import torch.distributions as D
 from cases import DIRECTIONS, logits, pair
 from torchmetrics import BootStrapper, MetricCollection, MetricTracker
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
+from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from klmetric import KLDivergence, kl_divergence
 
@@ -146,8 +147,9 @@ class TestForward:
     def test_while_synced(self):
         metric = filled()
         metric._is_synced = True
-        with pytest.raises(Exception, match="must not be synced when a batch is added"):
-            metric(*BATCHES[0])
+        for call in (metric, metric.update):
+            with pytest.raises(TorchMetricsUserError, match="must not be synced when a batch is added"):
+                call(*BATCHES[0])
 
     def test_compute_on_cpu_keeps_the_rows(self):
         metric = KLDivergence(reduction="none", compute_on_cpu=True)
@@ -270,6 +272,29 @@ class TestCopies:
         second.merge_state(parts[1])
         assert torch.equal(first.compute(), second.compute())
 
+    def test_merge_after_compute(self):
+        first, second = filled(), KLDivergence()
+        second.update(*BATCHES[0])
+        first.compute()
+        first.merge_state(second)
+        exact = filled()
+        exact.update(*BATCHES[0])
+        same(first.compute(), exact.compute())
+
+    @pytest.mark.parametrize("other", [{"direction": "reverse"}, {"temperature": 9.0}, {"reduction": "none"}], ids=str)
+    def test_merge_with_other_options(self, other):
+        metric = filled()
+        before = metric.totals
+        for incoming in (filled(**other), filled(**other).metric_state):
+            with pytest.raises(ValueError, match="Only what was measured with the same options can be merged"):
+                metric.merge_state(incoming)
+        assert torch.equal(metric.totals, before)
+
+    def test_clone_after_a_forward_with_gradient(self, reduction):
+        metric = KLDivergence(reduction=reduction)
+        metric(BATCHES[0][0], BATCHES[0][1].clone().requires_grad_())
+        assert torch.equal(metric.clone().compute(), metric.compute())
+
     def test_merge_with_nothing(self, reduction):
         metric = filled(reduction)
         value = metric.compute()
@@ -343,6 +368,17 @@ class TestWithTorchmetrics:
             metric.update(*near)
             metric.update(p, q)
             same(value, metric.compute())
+
+    @pytest.mark.parametrize("calls", ["uuf", "ufu", "uff", "fuf", "fff"])
+    def test_collection_of_rows(self, calls):
+        collection = MetricCollection(
+            {"nats": KLDivergence(reduction="none"), "bits": KLDivergence(False, "none", base=2)}
+        )
+        for call, (p, q) in zip(calls, BATCHES, strict=True):
+            collection.update(p, q) if call == "u" else collection(p, q)
+        values = collection.compute()
+        same(values["nats"], kl_divergence(*joined(), reduction="none"))
+        same(values["bits"], kl_divergence(*joined(), reduction="none", base=2))
 
     def test_tracker(self):
         tracker = MetricTracker(KLDivergence(), maximize=False)

@@ -79,6 +79,31 @@ def test_peaked_logits(gap, direction):
     assert (rows >= 0).all()
 
 
+@pytest.mark.parametrize("offset", [1e3, 1e4, 1e6, 1e9, -1e9, -3e38])
+def test_a_constant_in_all_logits(offset):
+    p, q = pair(4, 6, input_format="logits")
+    q = (q + offset).requires_grad_()
+    for rows in (
+        kl_divergence(p, q, input_format="logits", reduction="none"),
+        kl_divergence(p, q.detach(), input_format="logits", reduction="none"),
+    ):
+        exact = reference.kl_rows(p, q, input_format="logits")
+        torch.testing.assert_close(rows.double(), exact, rtol=RTOL, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.3, 7.0])
+def test_near_equal_logits_at_any_temperature(temperature):
+    p = 6 * logits(20, 100)
+    q = p + 0.01 * logits(20, 100, seed=1)
+    check(p, q, input_format="logits", temperature=temperature)
+
+
+def test_infinite_although_p_underflows():
+    p, q = torch.tensor([[0.0, -2000.0]]), torch.tensor([[0.0, -math.inf]])
+    assert kl_divergence(p, q, input_format="logits") == math.inf
+    assert kl_divergence(p, q.requires_grad_(), input_format="logits") == math.inf
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30, 3e38])
 def test_probabilities_of_any_scale(scale):
     p, q = pair(4, 6)

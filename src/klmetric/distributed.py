@@ -1,5 +1,6 @@
 """Which samples of a batch the data set really holds, when several processes share it."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,14 +11,24 @@ from torch.utils.data import DistributedSampler
 def padded_sampler(loader: Any) -> DistributedSampler[Any] | None:
     """The sampler of `loader`, if it is one that repeats samples so that every process gets equally many."""
     batch_sampler = getattr(loader, "batch_sampler", None)
+    if batch_sampler is None:  # it draws no batches, so there is no axis of samples
+        return None
     sampler = getattr(batch_sampler, "sampler", None) or getattr(loader, "sampler", None)
-    if not isinstance(sampler, DistributedSampler):
+    if not isinstance(sampler, DistributedSampler) or sampler.total_size <= len(sampler.dataset):  # type: ignore[arg-type]
         return None
-    # A subclass with an order of its own may put its repeats anywhere. The wrappers of Lightning keep the order.
-    order = type(sampler).__iter__.__module__.partition(".")[0]
-    if order not in ("torch", "lightning", "pytorch_lightning"):
-        return None
-    return sampler if sampler.total_size > len(sampler.dataset) else None  # type: ignore[arg-type]
+    for order in (sampler, batch_sampler):
+        # One with an order of its own may put the repeats anywhere. The wrappers of torch and Lightning keep the order.
+        if type(order).__iter__.__module__.partition(".")[0] not in _KNOWN:
+            warnings.warn(
+                f"{type(order).__name__} has an order of its own, so the samples that DistributedSampler repeats cannot"
+                " be told from the others: they count, and the value depends on the number of processes.",
+                stacklevel=2,
+            )
+            return None
+    return sampler
+
+
+_KNOWN = ("torch", "lightning", "pytorch_lightning")
 
 
 def real_samples(sampler: DistributedSampler[Any], start: int, size: int) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, OneHotCategorical
 from torch.distributions import kl_divergence as kl_of_distributions
 
+from klmetric.blocks import kl_rows
 from klmetric.options import Format, Options
-from klmetric.rows import kl_rows
 
 Input: TypeAlias = Tensor | Distribution
 

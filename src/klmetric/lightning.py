@@ -181,8 +181,9 @@ class KLDivergenceCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch."""
-        if outputs:  # a training step that returned None has skipped the batch
-            self._update("train", trainer, outputs, batch, batch_idx, 0)
+        # A training step that returned None has skipped the batch, or else optimises by hand.
+        if outputs or not pl_module.automatic_optimization:
+            self._update("train", trainer, pl_module, outputs, batch, batch_idx, 0)
 
     def on_validation_batch_end(
         self,
@@ -194,7 +195,7 @@ class KLDivergenceCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add the batch."""
-        self._update("validate", trainer, outputs, batch, batch_idx, dataloader_idx)
+        self._update("validate", trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_test_batch_end(
         self,
@@ -206,7 +207,7 @@ class KLDivergenceCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add the batch."""
-        self._update("test", trainer, outputs, batch, batch_idx, dataloader_idx)
+        self._update("test", trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log."""
@@ -224,21 +225,31 @@ class KLDivergenceCallback(Callback):
         if stage in self.stages and not trainer.sanity_checking:
             # One for every dataloader, even if this process gets no batch of it: the others wait for its totals.
             self._running[stage] = [
-                _Running(self.metric.clone().to(pl_module.device), loader, self.drop_padding)
-                for loader in _loaders(stage, trainer)
+                _Running(self.metric, pl_module, loader, self.drop_padding) for loader in _loaders(stage, trainer)
             ]
 
     def _update(
-        self, stage: Stage, trainer: Trainer, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int
+        self,
+        stage: Stage,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
         if stage not in self.stages or trainer.sanity_checking:
             return
+        if stage not in self._running:  # resumed in the middle of an epoch, which Lightning does not start again
+            self._start(stage, trainer, pl_module)
         p, q = (_take(key, source, outputs, batch, stage) for key, source in (("p", self.p), ("q", self.q)))
         weight = None if self.weight is None else _take("weight", self.weight, outputs, batch, stage)
         self._running[stage][dataloader_idx].update(p, q, weight, batch_idx)
 
     def _finish(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
         if stage not in self.stages or trainer.sanity_checking:
+            return
+        if stage not in self._running:  # resumed at the very end of an epoch
             return
         name = self.name.format(stage=PREFIXES[stage])
         running = self._running.pop(stage)
@@ -277,8 +288,11 @@ _RECORD = ("stage", "epoch", "step")
 class _Running:
     """The metric of one dataloader while an epoch runs."""
 
-    def __init__(self, metric: Metric | MetricCollection, loader: Any, drop_padding: bool) -> None:
-        self.metric = metric
+    def __init__(
+        self, metric: Metric | MetricCollection, module: LightningModule, loader: Any, drop_padding: bool
+    ) -> None:
+        self.metric = metric.clone().to(module.device)
+        self.metric.reset()
         self.sampler = padded_sampler(loader) if drop_padding else None
         self.batch_size: int | None = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
         self.seen = 0
@@ -346,8 +360,17 @@ def _loaders(stage: Stage, trainer: Trainer) -> list[Any]:
     # Not `trainer.val_dataloaders`: after a fit, that is the loader of the fit even in `trainer.validate`.
     combined = loop._combined_loader
     in_turn = stage != "train" and combined._mode == "sequential"
-    # Where every batch is a combination of all loaders' batches, it is no one loader's.
-    return list(combined.flattened) if in_turn or len(combined.flattened) == 1 else [None]
+    loaders = list(combined.flattened)
+    if in_turn or len(loaders) == 1:
+        return loaders
+    # Every batch is a combination of all loaders' batches, and no one loader's.
+    if any(padded_sampler(loader) for loader in loaders):
+        warnings.warn(
+            "A batch combines several dataloaders, so the samples that DistributedSampler repeats cannot be left out:"
+            " they count, and the value depends on the number of processes.",
+            stacklevel=2,
+        )
+    return [None]
 
 
 def _take(key: str, source: Source, outputs: Any, batch: Any, stage: Stage) -> Any:

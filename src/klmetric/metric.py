@@ -128,8 +128,6 @@ class KLDivergence(Metric):
     @torch.jit.unused
     def forward(self, p: Input, q: Input, weight: Tensor | None = None) -> Tensor:
         """Add a batch and return the value of this batch alone, with its gradient."""
-        if self._is_synced:
-            raise TorchMetricsUserError("The metric must not be synced when a batch is added. Call `unsync` first.")
         batch = self._measure(p, q, weight)
         kept, warned = self.metric_state, self._warned
         try:
@@ -146,10 +144,12 @@ class KLDivergence(Metric):
             self._computed = None
             self._to_sync = self.sync_on_compute
             self._warned = warned
+        if self.reduction == "none":
+            self.rows = [*self.rows]  # one of its own: in a MetricCollection, metrics share it
         self._add(batch)
         if self.compute_on_cpu:
             self._move_list_states_to_cpu()
-        self._forward_cache = value  # type: ignore[assignment]  # torchmetrics types it by its default, None
+        self._forward_cache = value.detach()  # type: ignore[assignment]  # torchmetrics types it by its default, None
         return value
 
     def reset(self) -> None:
@@ -177,6 +177,8 @@ class KLDivergence(Metric):
 
     def _measure(self, p: Input, q: Input, weight: Tensor | None) -> dict[str, Any]:
         """The states of one batch alone. Raises before anything has changed."""
+        if self._is_synced:
+            raise TorchMetricsUserError("The metric must not be synced when a batch is added. Call `unsync` first.")
         rows = measure(p, q, weight, self.options)
         batch: dict[str, Any] = {"totals": totals.of_rows(rows.kl, rows.weight, self.options)}
         if batch["totals"].device != self.totals.device:
@@ -200,6 +202,26 @@ class KLDivergence(Metric):
     def _set(self, states: dict[str, Any]) -> None:
         for name, state in states.items():
             setattr(self, name, state)
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add what another metric, or its state, has counted.
+
+        Args:
+            incoming_state: a metric with the same options, or its `metric_state`.
+
+        Raises:
+            ValueError: if it has measured something else.
+        """
+        state: Any = incoming_state.metric_state if isinstance(incoming_state, KLDivergence) else incoming_state
+        if isinstance(state, dict) and "totals" in state:
+            theirs, ours = (each[totals.FINGERPRINT :].tolist() for each in (state["totals"], self.totals))
+            if theirs != ours or state.keys() != self._defaults.keys():
+                raise ValueError(
+                    "Only what was measured with the same options can be merged. Got totals with others than those of"
+                    f" {self!r}."
+                )
+        super().merge_state(incoming_state)
+        self._computed = None  # torchmetrics would go on answering from before
 
     def sync(
         self,

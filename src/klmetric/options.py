@@ -32,9 +32,12 @@ class Options:
     nan_strategy: NanStrategy = "propagate"
 
     @property
-    def fingerprint(self) -> int:
-        """16 bits that tell apart totals that were measured with other options."""
-        return crc32(repr(self).encode()) & 0xFFFF
+    def fingerprint(self) -> tuple[int, int]:
+        """Two numbers of 16 bits that tell apart totals that were measured with other options.
+
+        torchmetrics takes states for the same that differ by less than 1e-5, which numbers of 16 bits never do.
+        """
+        return divmod(crc32(repr(self).encode()), 2**16)
 
 
 def check_options(

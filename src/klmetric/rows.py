@@ -9,6 +9,9 @@ With :math:`s = \log(q_c / p_c)` a term is :math:`p_c (e^s - 1 - s)`, with :math
 :math:`p_c (u - \log(1 + u))`: the forms to use where q is near p. (Banerjee, Merugu, Dhillon, Ghosh: Clustering with
 Bregman Divergences, JMLR 6, 2005.)
 
+This file has that expression as it stands, differentiable and for any row. `klmetric.blocks` has a fast way for most
+rows, and comes back to this one for the others.
+
 All functions here take the classes on the last axis, in float32 or float64. A row that is no pair of distributions
 gives NaN, and no other row does.
 """
@@ -25,42 +28,65 @@ from klmetric.options import Format, Options
 NEAR = 0.5
 
 
-def kl_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
-    """KL divergence of each row in nats, in the direction and at the temperature of `options`.
-
-    Args:
-        p: reference, shape (..., classes), in the first of `options.input_format`.
-        q: approximation, of the shape of `p`, in the second format.
-        options: see `klmetric.kl_divergence`.
-
-    Returns:
-        shape (...), in the dtype that p and q promote to, at least float32.
-    """
-    p, q, as_logits = _prepare(p, q, options)
-    kl = _kl_of_logits if as_logits else _kl_of_probs
-    floor = _floor_logits if as_logits else _floor_probs
-    invalid = _invalid(p, q, as_logits)
-    rows: Tensor | None = None
-    for divergence, a, b in (("forward", p, q), ("reverse", q, p)):
-        if options.direction in (divergence, "jeffreys"):
-            one = kl(a, floor(b, options.eps) if options.eps else b)
-            rows = one if rows is None else rows + one
-    assert rows is not None
-    return rows.masked_fill(invalid, math.nan)
+def converts(options: Options) -> bool:
+    """Whether the inputs must become logits that they are not yet, which rounds them."""
+    p_format, q_format = options.input_format
+    return options.temperature != 1 or (p_format == "probs") != (q_format == "probs")
 
 
-def _prepare(p: Tensor, q: Tensor, options: Options) -> tuple[Tensor, Tensor, bool]:
+def prepare(p: Tensor, q: Tensor, options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor, bool]:
     """Bring p and q to one dtype and one scale, and say whether that is the scale of logits."""
-    dtype = torch.promote_types(torch.promote_types(p.dtype, q.dtype), torch.float32)
     p, q = p.to(dtype), q.to(dtype)
     if options.input_format == ("probs", "probs") and options.temperature == 1:
         return p, q, False
     p_format, q_format = options.input_format
-    return (
-        _logits(p, p_format, options.temperature),
-        _logits(q, q_format, options.temperature),
-        True,
-    )
+    return _logits(p, p_format, options.temperature), _logits(q, q_format, options.temperature), True
+
+
+def pairs(p: Tensor, q: Tensor, as_logits: bool, options: Options) -> list[tuple[Tensor, Tensor]]:
+    """The divergences that make up the direction: of the second from the first, the floor already under it."""
+    floor = _floor_logits if as_logits else _floor_probs
+    every = {"forward": [(p, q)], "reverse": [(q, p)], "jeffreys": [(p, q), (q, p)]}[options.direction]
+    return [(a, floor(b, options.eps)) for a, b in every] if options.eps else every
+
+
+def kl(p: Tensor, q: Tensor, as_logits: bool) -> Tensor:
+    """KL(p‖q) of each row, from logits or from probabilities that need not be normalised."""
+    return _kl_of_logits(p, q) if as_logits else _kl_of_probs(p, q)
+
+
+def invalid(p: Tensor, q: Tensor, as_logits: bool) -> Tensor:
+    """Rows that are no distributions although the sums would not say so: a negative or infinite entry."""
+    if as_logits:
+        return (p.amax(-1) == math.inf) | (q.amax(-1) == math.inf)
+    return (p.amin(-1) < 0) | (q.amin(-1) < 0)
+
+
+def log_mass(x: Tensor, as_logits: bool) -> Tensor:
+    """Logarithm of the sum of each row of unnormalised probabilities, shape (..., 1)."""
+    return x.logsumexp(-1, keepdim=True) if as_logits else x.sum(-1, keepdim=True).log()
+
+
+def merge_classes(log_p: Tensor, log_q: Tensor, within: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Put the divergence of a row together from blocks of its classes: the chain rule of KL.
+
+    .. math:: KL(p \| q) = KL(P \| Q) + \sum_j P_j \, KL(p_{|j} \| q_{|j})
+
+    with P and Q the masses of the blocks. (Cover and Thomas: Elements of Information Theory, 2nd edition, section 2.5.)
+    The result is a block itself, so it can be merged again, in any grouping.
+
+    Args:
+        log_p: logarithm of the mass of p in each block, not necessarily normalised, shape (..., blocks).
+        log_q: the same of q.
+        within: divergence within each block, of its normalised parts. It is of no account where p has no mass.
+
+    Returns:
+        log_p, log_q and the divergence of all blocks together, each of shape (...).
+    """
+    share = log_p.softmax(-1)
+    # Where p has mass and q has none, the masses say that it is infinite.
+    inner = torch.where((share == 0) | (log_q == -math.inf), 0, share * within).sum(-1)
+    return log_p.logsumexp(-1), log_q.logsumexp(-1), _kl_of_logits(log_p, log_q) + inner
 
 
 def _logits(x: Tensor, input_format: Format, temperature: float) -> Tensor:
@@ -71,41 +97,43 @@ def _logits(x: Tensor, input_format: Format, temperature: float) -> Tensor:
     return x if temperature == 1 else x / temperature
 
 
-def _invalid(p: Tensor, q: Tensor, as_logits: bool) -> Tensor:
-    """Rows that are no distributions although the sums below would not say so: a negative or infinite entry."""
-    if as_logits:
-        return (p.amax(-1) == math.inf) | (q.amax(-1) == math.inf)
-    return (p.amin(-1) < 0) | (q.amin(-1) < 0)
-
-
 def _floor_logits(x: Tensor, eps: float) -> Tensor:
     # In the scale of the logits themselves, so that the classes above the floor keep every digit.
     return torch.maximum(x, x.logsumexp(-1, keepdim=True) + math.log(eps))
 
 
 def _floor_probs(x: Tensor, eps: float) -> Tensor:
-    return torch.maximum(x, x.sum(-1, keepdim=True) * eps)
+    negative = x.amin(-1, keepdim=True) < 0
+    return torch.maximum(x, x.sum(-1, keepdim=True) * eps).masked_fill(negative, math.nan)
 
 
 def _kl_of_logits(a: Tensor, b: Tensor) -> Tensor:
-    log_sum_a, log_sum_b = a.logsumexp(-1, keepdim=True), b.logsumexp(-1, keepdim=True)
-    p, q = (a - log_sum_a).exp(), (b - log_sum_b).exp()
+    # Apart from the largest logit, so that a constant in all of them costs no digits.
+    peak_a, peak_b = (x.amax(-1, keepdim=True).detach() for x in (a, b))
+    log_sum_a, log_sum_b = (a - peak_a).logsumexp(-1, keepdim=True), (b - peak_b).logsumexp(-1, keepdim=True)
+    p, q = (a - peak_a - log_sum_a).exp(), (b - peak_b - log_sum_b).exp()
     # The difference of the logits comes first: between near-equal models it is exact, and their normalisers are not.
-    s = torch.where(p == 0, 0, (b - a) - (log_sum_b - log_sum_a))
+    # Between logits that a large constant keeps apart it is not exact either.
+    offset = peak_b - peak_a
+    difference = torch.where(offset.abs() < 1, (b - a) - offset, (b - peak_b) - (a - peak_a))
+    s = torch.where(p == 0, 0, difference - (log_sum_b - log_sum_a))
     near = s.abs() < NEAR
     s_near = torch.where(near, s, 0)
-    return _sum_of_terms(p, q, near, torch.expm1(s_near) - s_near, -torch.where(near, 0, s))
+    kl = _sum_of_terms(p, q, near, torch.expm1(s_near) - s_near, -torch.where(near, 0, s))
+    # Also where exp(a) is too small for a number.
+    return kl.masked_fill(((b == -math.inf) & (a > -math.inf)).any(-1) & kl.isfinite(), math.inf)
 
 
 def _kl_of_probs(p: Tensor, q: Tensor) -> Tensor:
+    infinite = ((q == 0) & (p > 0)).any(-1)
     p, q = _normalised(p), _normalised(q)
-    # Where p is 0 the term is q, whatever stands in for p here.
-    some_p = torch.where(p == 0, 1, p)
-    u = torch.where(p == 0, 0, q - p) / some_p
-    near = u.abs() < NEAR
-    u_near = torch.where(near, u, 0)
-    log_ratio = torch.where(near, 1, some_p).log() - torch.where(near, 1, q).log()
-    return _sum_of_terms(p, q, near, u_near - torch.log1p(u_near), log_ratio)
+    # In each branch only numbers that it is for: of others the gradient would be 0 times infinity.
+    near = (q - p).abs() < NEAR * p
+    u = torch.where(near, q - p, 0) / torch.where(near, p, 1)
+    far = ~near & (p != 0)  # where p is 0 the term is q
+    log_ratio = torch.where(far, p, 1).log() - torch.where(far, q, 1).log()
+    kl = _sum_of_terms(p, q, near, u - torch.log1p(u), log_ratio)
+    return kl.masked_fill(infinite & kl.isfinite(), math.inf)
 
 
 def _normalised(x: Tensor) -> Tensor:
@@ -117,4 +145,5 @@ def _normalised(x: Tensor) -> Tensor:
 def _sum_of_terms(p: Tensor, q: Tensor, near: Tensor, term_over_p: Tensor, log_ratio: Tensor) -> Tensor:
     """Add up the terms: p times `term_over_p` where q is near p, p log(p/q) + q - p where it is not."""
     terms = torch.where(near, p * term_over_p.clamp_min(0), p * log_ratio + (q - p))
-    return torch.where(p == 0, q, terms).sum(-1)
+    # Rounding can leave a sum of denormal numbers below 0.
+    return torch.where(p == 0, q, terms).sum(-1).clamp_min(0)

@@ -1,7 +1,7 @@
 """The totals: one float64 vector that a stretch of data comes to, and that merges by addition.
 
-Laws: `empty` is neutral, `merge` is associative and commutative. The last entry is no sum but the fingerprint of the
-options, the same in every part: it keeps totals that were measured differently from being taken for one another.
+Laws: `empty` is neutral, `merge` is associative and commutative. The last two entries are no sums but the fingerprint
+of the options, the same in every part: it keeps totals that were measured differently from being taken for one another.
 """
 
 import math
@@ -12,17 +12,19 @@ from torch import Tensor
 
 from klmetric.options import NanStrategy, Options, Reduction
 
+PIECE = 2**18
+
 KL, WEIGHT, SAMPLES, ROWS, INVALID, FINGERPRINT = range(6)
 
 
 def empty(options: Options) -> Tensor:
     """Totals of no data at all."""
-    return torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, options.fingerprint], dtype=torch.float64)
+    return torch.tensor([0.0] * FINGERPRINT + [*options.fingerprint], dtype=torch.float64)
 
 
 def merge(parts: Tensor) -> Tensor:
-    """Totals of all data together, from the totals of its parts, shape (parts, 6)."""
-    return torch.cat([parts[:, :FINGERPRINT].sum(0), parts[:1, FINGERPRINT].to(parts.dtype)])
+    """Totals of all data together, from the totals of its parts, shape (parts, 7)."""
+    return torch.cat([parts[:, :FINGERPRINT].sum(0), parts[0, FINGERPRINT:]])
 
 
 def of_rows(kl: Tensor, weight: Tensor | None, options: Options) -> Tensor:
@@ -34,6 +36,16 @@ def of_rows(kl: Tensor, weight: Tensor | None, options: Options) -> Tensor:
         options: what was measured.
     """
     device = device_of_totals(kl.device)
+    fingerprint = torch.tensor(options.fingerprint, dtype=torch.float64, device=device)
+    if weight is None and not kl.requires_grad and device == kl.device:
+        # The same, without a copy of the rows.
+        n = kl.numel()
+        invalid = kl.isnan().count_nonzero()
+        count = n - invalid
+        # In pieces, because torch makes a float64 copy of what it adds up in float64.
+        total = torch.stack([piece.nansum(dtype=torch.float64) for piece in torch.split(kl.reshape(-1), PIECE)]).sum()
+        samples = count if kl.ndim < 2 or not n else (~kl.isnan()).flatten(1).any(1).sum()
+        return torch.cat([torch.stack([total, count, samples, torch.full_like(count, n), invalid]), fingerprint])
     kl = kl.to(device, torch.float64)
     weight = torch.ones_like(kl) if weight is None else weight.to(device, torch.float64)
     invalid = kl.isnan() & (weight > 0)
@@ -43,8 +55,8 @@ def of_rows(kl: Tensor, weight: Tensor | None, options: Options) -> Tensor:
     # A sample counts as much as the weightiest of its rows: once if any of its tokens is left, and not at all if none.
     samples = weight.flatten(1).amax(1).sum() if weight.ndim > 1 and weight.numel() else weight.sum()
     counted = ((weight > 0) | invalid).sum()
-    fingerprint = torch.full((), options.fingerprint, dtype=torch.float64, device=device)
-    return torch.stack([weighted.sum(), weight.sum(), samples, counted.double(), invalid.sum().double(), fingerprint])
+    sums = torch.stack([weighted.sum(), weight.sum(), samples, counted.double(), invalid.sum().double()])
+    return torch.cat([sums, fingerprint])
 
 
 def value(totals: Tensor, reduction: Reduction, nan_strategy: NanStrategy) -> Tensor:

@@ -1,0 +1,274 @@
+"""The fast arithmetic: its accuracy, row for row, its memory, and that a row depends on itself alone."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import logits
+
+from klmetric import kl_divergence, rows
+from klmetric.blocks import CAREFUL, NARROW, WIDE
+
+# What is promised of float32 logits and log-probabilities for every divergence from 1e-13 to 10.
+RTOL = 1e-5
+CLASSES = (2, 10, 63, 64, 1000, 32_000, 128_256)
+INF = math.inf
+
+
+def exact(p, q, input_format="logits"):
+    """In float64, term by term."""
+    a, b = p.double(), q.double()
+    if input_format == "probs":
+        a, b = (a / a.sum(-1, keepdim=True)).log(), (b / b.sum(-1, keepdim=True)).log()
+    else:
+        a, b = a.log_softmax(-1), b.log_softmax(-1)
+    seen = a > -INF
+    s = torch.where(seen, b - a, 0)
+    s_near = torch.where(s.abs() < 1, s, 0)
+    near = a.exp() * (torch.expm1(s_near) - s_near)
+    far = torch.where(a.exp() == 0, 0, -a.exp() * s) + b.exp() - a.exp()
+    return torch.where(seen, torch.where(s.abs() < 1, near, far), b.exp()).sum(-1)
+
+
+def pair_at(classes, divergence, n=4, seed=0):
+    """Float32 logits with about that divergence."""
+    a = logits(n, classes, seed=seed, dtype=torch.float64)
+    direction = logits(n, classes, seed=seed + 1, dtype=torch.float64)
+    scale = math.sqrt(2 * divergence)
+    if divergence > 0.5:
+        # A steep tilt: a second distribution that has its peak elsewhere.
+        return a.float(), (a + (2 + divergence) * direction).float()
+    return a.float(), (a.float().double() + scale * direction).float()
+
+
+class TestAccuracy:
+    @pytest.mark.parametrize("divergence", [1e-13, 1e-11, 1e-9, 1e-7, 1e-5, 1e-3, 1e-2, 0.1, 1.0, 4.0])
+    @pytest.mark.parametrize("classes", CLASSES)
+    @pytest.mark.parametrize("log_probs", [False, True], ids=["logits", "log_probs"])
+    def test_every_row_of_logits(self, classes, divergence, log_probs):
+        p, q = pair_at(classes, divergence)
+        if log_probs:
+            p, q = p.double().log_softmax(-1).float(), q.double().log_softmax(-1).float()
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
+        reverse = kl_divergence(p, q, input_format="logits", reduction="none", direction="reverse")
+        torch.testing.assert_close(reverse.double(), exact(q, p), rtol=RTOL, atol=0)
+
+    @pytest.mark.parametrize("divergence", [1e-9, 1e-7, 1e-5, 1e-3, 1e-2, 0.1, 1.0, 4.0])
+    @pytest.mark.parametrize("classes", CLASSES)
+    def test_every_row_of_probabilities(self, classes, divergence):
+        p, q = (x.double().softmax(-1).float() for x in pair_at(classes, divergence))
+        q = q * 3  # need not be normalised
+        value = kl_divergence(p, q, reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q, "probs"), rtol=RTOL, atol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("classes", [10, 1000, 32_000])
+    def test_half_precision_input(self, classes, dtype):
+        p, q = (x.to(dtype) for x in pair_at(classes, 1e-4))
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
+
+    @pytest.mark.parametrize("gap", [30.0, 100.0, 1000.0, 10_000.0])
+    @pytest.mark.parametrize("classes", [3, 200, 5000])
+    def test_peaked_rows(self, classes, gap):
+        p, q = pair_at(classes, 1.0)
+        p[0, 0] += gap
+        q[1, 1] += gap
+        p[2, 0], q[2, 0] = p[2, 0] + gap, q[2, 0] + gap
+        p[3, 0], q[3, 1] = p[3, 0] + gap, q[3, 1] + gap
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=torch.finfo(torch.float32).tiny)
+
+    @pytest.mark.parametrize("offset", [3.0, 100.0, 1e4])
+    @pytest.mark.parametrize("classes", [3, 200, 5000])
+    def test_a_constant_between_the_logits(self, classes, offset):
+        p, q = pair_at(classes, 1e-6)
+        q = q + offset
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
+
+    @pytest.mark.parametrize("divergence", [1e-9, 1e-3, 1.0])
+    @pytest.mark.parametrize("classes", [10, 1000])
+    def test_an_outlier_among_near_equal_classes(self, classes, divergence):
+        p, q = pair_at(classes, 1e-9)
+        p[:, 3] -= 20
+        q[:, 3] = p[:, 3] + math.log1p(divergence * 1e8)
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
+
+    @pytest.mark.parametrize("divergence", [1e-6, 1.0])
+    @pytest.mark.parametrize("classes", [10, 1000])
+    def test_masked_classes(self, classes, divergence):
+        p, q = pair_at(classes, divergence)
+        p[:, 1::3] = q[:, 1::3] = -INF
+        p[2, 0] = -INF  # in one alone
+        q[3, 0] = -INF
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        assert value.isposinf().tolist() == [False, False, False, True]
+        torch.testing.assert_close(value[:3].double(), exact(p[:3], q[:3]), rtol=RTOL, atol=0)
+        probs = kl_divergence(p.double().softmax(-1).float(), q.double().softmax(-1).float(), reduction="none")
+        assert probs.isposinf().tolist() == [False, False, False, True]
+
+    @pytest.mark.parametrize("classes", [10, 1000])
+    def test_a_bad_class_does_not_hide_behind_a_mask(self, classes):
+        for bad in (math.nan, INF):
+            p, q = pair_at(classes, 1e-6)
+            p[:, 0] = q[:, 0] = -INF
+            q[1, 0], q[2, 5], p[3, 0] = bad, bad, bad
+            with pytest.warns(UserWarning, match="3 of 4"):
+                value = kl_divergence(p, q, input_format="logits", reduction="none")
+            assert value.isnan().tolist() == [False, True, True, True]
+
+    @pytest.mark.parametrize("classes", [10, 1000])
+    def test_soft_labels_with_zeros(self, classes):
+        p, q = (x.double().softmax(-1).float() for x in pair_at(classes, 1.0))
+        p[:, ::2] = 0
+        p[0] = 0
+        p[0, 1] = 1
+        q[1, 0] = 0
+        value = kl_divergence(p, q, reduction="none")
+        a, b = p.double(), q.double()
+        a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
+        torch.testing.assert_close(value.double(), torch.xlogy(a, a / b).nan_to_num(0).sum(-1), rtol=RTOL, atol=0)
+
+    def test_flushed_denormals(self):
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot flush denormals")
+        try:
+            self.test_peaked_rows(200, 100.0)
+        finally:
+            torch.set_flush_denormal(False)
+
+    @pytest.mark.parametrize("classes", CLASSES)
+    def test_equal_rows(self, classes):
+        p = logits(3, classes)
+        assert (kl_divergence(p, p.clone(), input_format="logits", reduction="none") == 0).all()
+        assert (kl_divergence(p.softmax(-1), p.softmax(-1), reduction="none") == 0).all()
+
+
+class TestBits:
+    @pytest.mark.parametrize("input_format", ["logits", "probs"])
+    @pytest.mark.parametrize(
+        "shape", [(5000, 2), (3000, 10), (700, 100), (300, 1000), (19, 32_000), (5, 128_256)], ids=str
+    )
+    def test_a_row_is_the_same_in_any_batch(self, shape, input_format):
+        n, classes = shape
+        p, q = pair_at(classes, 0.01, n)
+        # Rows of every kind among one another.
+        q[::3] = p[::3] + 1e-4 * logits(len(p[::3]), classes, seed=5)
+        q[1::4] = logits(len(p[1::4]), classes, seed=6)
+        p[::5, 0] = q[::5, 0] = -INF
+        q[::7] += 50
+        p[::6, 1] += 200
+        if input_format == "probs":
+            p, q = p.softmax(-1), q.softmax(-1)
+
+        def value(p, q):
+            return kl_divergence(p, q, input_format=input_format, reduction="none")
+
+        whole = value(p, q)
+        for size in (1, 2, 7, n // 2 + 1):
+            few = slice(0, 40 * size)
+            parts = [value(*both) for both in zip(p[few].split(size), q[few].split(size), strict=True)]
+            assert torch.equal(torch.cat(parts), whole[few])
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(value(p[order], q[order]), whole[order])
+
+    @pytest.mark.parametrize("shape", [(6, 5, 7, 10), (6, 300, 7)], ids=str)
+    def test_the_layout_in_memory_does_not_matter(self, shape):
+        p, q = logits(*shape), logits(*shape, seed=1)
+        whole = kl_divergence(p, q, input_format="logits", reduction="none")
+        for dim in range(len(shape)):
+            moved = [x.movedim(-1, dim).contiguous() for x in (p, q)]
+            assert torch.equal(kl_divergence(*moved, dim=dim, input_format="logits", reduction="none"), whole)
+        strided = [torch.stack([x, x], -1)[..., 0] for x in (p, q)]
+        assert torch.equal(kl_divergence(*strided, input_format="logits", reduction="none"), whole)
+
+
+class TestMergeClasses:
+    def blocks(self, n=4, classes=50):
+        p, q = (x.double() for x in pair_at(classes, 0.1))
+        parts = []
+        for a, b in zip(p.tensor_split(n, -1), q.tensor_split(n, -1), strict=True):
+            parts.append((a.logsumexp(-1), b.logsumexp(-1), exact(a, b)))
+        return [torch.stack(xs, -1) for xs in zip(*parts, strict=True)], exact(p, q), (p, q)
+
+    def test_blocks_make_the_row(self):
+        parts, whole, (p, q) = self.blocks()
+        log_p, log_q, kl = rows.merge_classes(*parts)
+        torch.testing.assert_close(kl, whole, rtol=1e-12, atol=0)
+        torch.testing.assert_close(log_p, p.logsumexp(-1), rtol=1e-14, atol=0)
+        torch.testing.assert_close(log_q, q.logsumexp(-1), rtol=1e-14, atol=0)
+
+    def test_associative_and_commutative(self):
+        parts, whole, _ = self.blocks()
+
+        def merge(*blocks):
+            return rows.merge_classes(*(torch.stack(xs, -1) for xs in zip(*blocks, strict=True)))
+
+        a, b, c, d = zip(*(x.unbind(-1) for x in parts), strict=True)
+        for kl in (
+            merge(merge(a, b), merge(c, d))[2],
+            merge(a, merge(b, merge(c, d)))[2],
+            merge(d, b, a, c)[2],
+        ):
+            torch.testing.assert_close(kl, whole, rtol=1e-12, atol=0)
+
+    def test_a_block_without_mass(self):
+        parts, whole, _ = self.blocks()
+        nothing = [torch.full((4, 1), x, dtype=torch.float64) for x in (-INF, -INF, math.nan)]
+        merged = rows.merge_classes(*(torch.cat(xs, -1) for xs in zip(parts, nothing, strict=True)))
+        torch.testing.assert_close(merged[2], whole, rtol=1e-12, atol=0)
+        only_p = [torch.full((4, 1), x, dtype=torch.float64) for x in (0.0, -INF, math.nan)]
+        merged = rows.merge_classes(*(torch.cat(xs, -1) for xs in zip(parts, only_p, strict=True)))
+        assert merged[2].isposinf().all()
+
+    @pytest.mark.parametrize("classes", [WIDE + 1, 2 * WIDE + 5])
+    @pytest.mark.parametrize("divergence", [1e-9, 1.0])
+    def test_very_wide_rows_are_merged(self, classes, divergence):
+        p, q = pair_at(classes, divergence, n=2)
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
+
+    def test_sizes(self):
+        assert NARROW < CAREFUL < WIDE
+
+
+MEMORY = """
+import sys, torch
+from klmetric import kl_divergence
+rows, classes, input_format, dtype = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], getattr(torch, sys.argv[4])
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+p, q = (torch.rand(rows, classes).softmax(-1).to(dtype) for _ in range(2))
+if sys.argv[5] == "masked":
+    p[:, 0] = 0
+kl_divergence(p[:2], q[:2], input_format=input_format)
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+kl_divergence(p, q, input_format=input_format, direction="jeffreys")
+print((peak() - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of the memory from /proc")
+@pytest.mark.parametrize("kind", ["plain", "masked"])
+@pytest.mark.parametrize(
+    ("shape", "input_format", "dtype"),
+    [
+        ((2048, 32_000), "logits", "float32"),
+        ((2048, 32_000), "probs", "float32"),
+        ((2048, 32_000), "logits", "bfloat16"),
+        ((5_000_000, 10), "logits", "float32"),
+        ((20, 3_000_000), "logits", "float32"),
+    ],
+    ids=str,
+)
+def test_memory_does_not_grow_with_the_input(shape, input_format, dtype, kind):
+    command = [sys.executable, "-c", MEMORY, *map(str, shape), input_format, dtype, kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = shape[0] * (4 + 1) / 2**20  # one value per row, and whether it is NaN
+    assert float(done.stdout) <= 16 + result
