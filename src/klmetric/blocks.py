@@ -130,7 +130,9 @@ def _in_parts(
         masses = [_log_mass(z, as_logits) for z in (x, y)]
         blocks.append((*masses, kl(x, y, as_logits).double()))
     log_p, log_q, within = (torch.stack(parts, -1) for parts in zip(*blocks, strict=True))
-    return rows.merge_classes(log_p, log_q, within)[2].to(a.dtype)
+    value = rows.merge_classes(log_p, log_q, within)[2].to(a.dtype)
+    # A bad part of no weight would not show.
+    return value.masked_fill(rows.invalid(a, b, as_logits), math.nan)
 
 
 def _log_mass(x: Tensor, as_logits: bool) -> Tensor:
