@@ -475,6 +475,25 @@ class TestPadding:
         with pytest.raises(ValueError, match=re.escape(text)):
             self.running().update(*pair(12, 5), None, 0)
 
+    def test_a_batch_of_several_dataloaders(self):
+        from types import SimpleNamespace
+
+        from lightning.pytorch.utilities import CombinedLoader
+        from torch.utils.data import DataLoader, DistributedSampler
+
+        from klmetric.lightning import _loaders
+
+        data = loader(7).dataset
+        padded = DataLoader(data, sampler=DistributedSampler(data, num_replicas=2, rank=1))
+        for mode, known in (("sequential", 2), ("max_size", 1)):
+            loop = SimpleNamespace(_combined_loader=CombinedLoader([padded, loader(3)], mode))
+            run = SimpleNamespace(test_loop=loop)
+            if known == 1:
+                with pytest.warns(UserWarning, match="A batch combines several dataloaders, so the samples that"):
+                    assert _loaders("test", run) == [None]
+            else:
+                assert _loaders("test", run)[0] is padded
+
     def test_left_out_of_tensors_distributions_and_weights(self):
         p, q = pair(1, 5)
         for arguments in (
