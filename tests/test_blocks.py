@@ -9,7 +9,7 @@ import torch
 from cases import logits
 
 from klmetric import kl_divergence, rows
-from klmetric.blocks import CAREFUL, NARROW, WIDE
+from klmetric.blocks import EXP_SERIES, LOG_SERIES, WIDE
 
 # What is promised of float32 logits and log-probabilities for every divergence from 1e-13 to 10.
 RTOL = 1e-5
@@ -98,6 +98,19 @@ class TestAccuracy:
         q[:, 3] = p[:, 3] + math.log1p(divergence * 1e8)
         value = kl_divergence(p, q, input_format="logits", reduction="none")
         torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
+
+    @pytest.mark.parametrize("largest", [limit for limit, _ in (*EXP_SERIES, *LOG_SERIES)])
+    @pytest.mark.parametrize("input_format", ["logits", "probs"])
+    def test_the_ends_of_the_series(self, input_format, largest):
+        # Nearly all of the weight at the largest |t|, where a series cut too short is at its worst.
+        p = logits(2, 100)
+        sign = torch.where(torch.arange(100) % 2 == 0, 1.0, -1.0)
+        q = p + 0.8 * largest * torch.stack([sign, -sign])
+        if input_format == "probs":
+            p = p.double().softmax(-1).float()
+            q = p * (1 + 0.8 * min(largest, 0.9) * torch.stack([sign, -sign]))
+        value = kl_divergence(p, q, input_format=input_format, reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q, input_format), rtol=1e-6, atol=0)
 
     @pytest.mark.parametrize("divergence", [1e-6, 1.0])
     @pytest.mark.parametrize("classes", [10, 1000])
@@ -232,9 +245,6 @@ class TestMergeClasses:
         p, q = pair_at(classes, divergence, n=2)
         value = kl_divergence(p, q, input_format="logits", reduction="none")
         torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
-
-    def test_sizes(self):
-        assert NARROW < CAREFUL < WIDE
 
 
 MEMORY = """

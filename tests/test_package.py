@@ -10,6 +10,10 @@ import klmetric
 ROOT = Path(__file__).parent.parent
 
 
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
 def test_public_names():
     assert sorted(klmetric.__all__) == ["KLDivergence", "__version__", "kl_divergence"]
     assert all(hasattr(klmetric, name) for name in klmetric.__all__)
@@ -23,7 +27,7 @@ def test_the_core_imports_neither_lightning_nor_the_command():
         "bad = {'lightning', 'pytorch_lightning', 'typer', 'rich', 'sklearn', 'pandas'} & set(sys.modules);"
         "sys.exit(', '.join(bad) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python(code)
     assert done.returncode == 0, done.stderr
 
 
@@ -33,7 +37,7 @@ def test_the_callback_says_what_to_install():
         "sys.modules['lightning.pytorch'] = None\n"
         "import klmetric.lightning"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python(code)
     assert "klmetric.lightning needs Lightning. Install it with: pip install 'klmetric[lightning]'" in done.stderr
 
 

@@ -31,7 +31,7 @@ def kl_divergence(
     nan_strategy: NanStrategy = "propagate",
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""KL divergence of an approximation q from a reference p, never negative and exact for near-equal rows.
+    r"""KL divergence of an approximation q from a reference p, never negative and accurate for near-equal rows.
 
     .. math:: KL(p \| q) = \sum_c p_c \log\frac{p_c}{q_c}
 

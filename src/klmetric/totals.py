@@ -12,8 +12,10 @@ from torch import Tensor
 
 from klmetric.options import NanStrategy, Options, Reduction
 
+# Rows that are added up at once.
 PIECE = 2**18
 
+# The places in the vector.
 KL, WEIGHT, SAMPLES, ROWS, INVALID, FINGERPRINT = range(6)
 
 
