@@ -1,5 +1,6 @@
 """The notebooks run, and their outputs are in place."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -14,9 +15,13 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+# The digits of F.kl_div on near-equal rows are rounding errors: other ones on every processor.
+REST = re.compile(r"(?<=^F\.kl_div) .*", re.MULTILINE)
+
+
 def printed(notebook):
     return [
-        "".join(output.text for output in cell.outputs if output.output_type == "stream")
+        REST.sub("", "".join(output.text for output in cell.outputs if output.output_type == "stream"))
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]
@@ -40,6 +45,10 @@ def test_runs(path, tmp_path):
     assert not any("stderr" in output.get("name", "") for cell in stored.cells for output in cell.get("outputs", []))
     if path.stem.startswith("1_"):  # no training in it: every digit is the same everywhere
         assert printed(fresh) == printed(stored)
+
+
+def test_what_is_noise_is_not_compared():
+    assert REST.sub("", "F.kl_div   -1.29e-07\nklmetric    4.86e-09\n") == "F.kl_div\nklmetric    4.86e-09\n"
 
 
 def test_the_first_cell_installs():

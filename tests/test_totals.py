@@ -14,7 +14,12 @@ def parts(n=4):
     rows = [torch.rand(5, 3, generator=generator, dtype=torch.float64) for _ in range(n)]
     rows[1][2, 1] = torch.nan
     rows[2][0, 0] = torch.inf
-    return [totals.of_rows(row, torch.rand(5, 3, generator=generator).round(decimals=2), OPTIONS) for row in rows]
+    weights = [torch.rand(5, 3, generator=generator).round(decimals=2) for _ in rows]
+    return [of_rows(*both) for both in zip(rows, weights, strict=True)]
+
+
+def of_rows(kl, weight):
+    return totals.empty(OPTIONS) + totals.of_rows(kl, weight)
 
 
 def merge(*xs):
@@ -26,8 +31,8 @@ def test_empty_is_neutral():
         assert torch.equal(merge(part, totals.empty(OPTIONS)), part)
         assert torch.equal(merge(totals.empty(OPTIONS), part), part)
     nothing = torch.zeros(0, 3)
-    assert torch.equal(totals.of_rows(nothing, None, OPTIONS), totals.empty(OPTIONS))
-    assert torch.equal(totals.of_rows(nothing, torch.ones(0, 3), OPTIONS), totals.empty(OPTIONS))
+    assert torch.equal(of_rows(nothing, None), totals.empty(OPTIONS))
+    assert torch.equal(of_rows(nothing, torch.ones(0, 3)), totals.empty(OPTIONS))
 
 
 def test_merge_is_associative_and_commutative():
@@ -41,15 +46,15 @@ def test_merge_is_the_totals_of_all():
     generator = torch.Generator().manual_seed(0)
     rows = torch.rand(10, 3, generator=generator, dtype=torch.float64)
     weight = torch.rand(10, 3, generator=generator)
-    whole = totals.of_rows(rows, weight, OPTIONS)
-    split = merge(*(totals.of_rows(r, w, OPTIONS) for r, w in zip(rows.split(3), weight.split(3), strict=True)))
+    whole = of_rows(rows, weight)
+    split = merge(*(of_rows(r, w) for r, w in zip(rows.split(3), weight.split(3), strict=True)))
     torch.testing.assert_close(split, whole, rtol=1e-15, atol=0)
 
 
 def test_what_they_count():
     rows = torch.tensor([[1.0, 2.0], [torch.nan, 4.0], [torch.nan, torch.inf]])
     weight = torch.tensor([[1.0, 0.5], [2.0, 3.0], [0.0, 0.0]])
-    total = totals.of_rows(rows, weight, OPTIONS)
+    total = of_rows(rows, weight)
     assert total[totals.KL] == 1 * 1 + 0.5 * 2 + 3 * 4
     assert total[totals.WEIGHT] == 1 + 0.5 + 3
     assert total[totals.SAMPLES] == 1 + 3

@@ -1,14 +1,17 @@
 """The arithmetic once more, for eager mode without gradients: blocks of rows that fit the cache, in constant memory.
 
 With w the probabilities of p, d = log(q/p) up to a constant, m the mean of d under w and t = d - m, every row has
-KL = log(1 + sum of w (e^t - 1 - t)). A wide row of float32 takes the first of these ways that is exact enough for it:
 
-1. near: all t are small, and e^t - 1 - t is a polynomial. It has no cancellation, however small the divergence.
-2. far: the divergence is large, and the textbook difference of two logarithms has digits to spare.
-3. careful: everything else, term by term in float64 (`klmetric.rows`): peaked and infinite rows, rows that are no
-   distributions, and those that a large constant between the logits keeps from the other ways.
+    KL = log(sum of w e^d) - m          the textbook form: it subtracts, and loses what the divergence is smaller by
+       = log(1 + sum of w (e^t - 1 - t))   the Bregman form: it has no cancellation, however small the divergence
 
-Narrow rows, and float64, are simply computed as they stand above, in float64, where the cancellation is of no account.
+A row takes the first of these ways that is exact enough for it:
+
+1. wide rows of float32 logits, in float32: the Bregman form while all t are small, so that a polynomial serves; the
+   textbook form where the divergence is large.
+2. every other row, in float64: the textbook form, which has digits to spare; the Bregman form of what is very small.
+3. careful, term by term in float64 (`klmetric.rows`): peaked and infinite rows, rows that are no distributions, and
+   those that a large constant between the logits keeps from the other ways.
 
 Which way a row takes, and every operation on it, depends on that row alone: its value is the same to the last bit in
 any batch.
@@ -23,66 +26,50 @@ from torch import Tensor
 from klmetric import rows
 from klmetric.options import Options
 
-# Elements of a block: three of them in float32, or of a quarter of that six in float64, take 4.5 MiB.
-BLOCK = 3 * 2**17
+# Bytes of one of the arrays that a block needs, of which there are three or four.
+BLOCK = 2**20
+# Rows of at least this many classes start out in float32.
+WIDE = 256
 # Classes of a row that are taken at once; wider rows are merged from parts.
-WIDE = 2**18
+PART = 2**18
 # Elements of what goes the careful way at once. Below the size at which torch splits one sum over several threads, in
 # which case the result would depend on whether there are other rows to split.
 CAREFUL = 2**14
-# Rows shorter than this are transposed, so that an operation runs along many rows at once.
-NARROW = 64
+# Below this many classes, adding up columns is faster than the sum of torch along a row.
+FEW = 4
 
-# Largest |t| and the degree at which the series of (e^t - 1 - t) / t^2 is exact to float32 there; and of
-# (u - log(1 + u)) / u^2.
-EXP_SERIES = ((0.02, 2), (0.5, 6), (2.0, 11))
-LOG_SERIES = ((0.02, 3), (0.3, 10))
+# Largest |t| and the degree of the polynomial that stands for (e^t - 1 - t) / t^2 up to there, to 1e-6 relative.
+SERIES = ((0.06, 2), (0.5, 4), (2.0, 8))
 
-# The least divergence, and the most that the numbers subtracted for it may be larger: what the far way needs for 1e-5.
-FAR = 0.3
-FAR_OFFSET = 30.0
-# The most that the mean of d may be larger than its deviation, about (2 KL)^(1/2): what the near way needs.
+# The least divergence that the textbook form has digits for: in float32, where the numbers that it subtracts may be
+# FAR_OFFSET times larger; in float64; and in float64 for input of float64, which is to keep its own digits.
+FAR, FAR_OFFSET = 0.3, 30.0
+LEAST, LEAST_OF_DOUBLE = 1e-8, 1e-2
+# The most that the mean of d may be larger than its deviation, about (2 KL)^(1/2), for the Bregman form in float32.
 NEAR_OFFSET = 8.0
-# The largest mean of d that leaves float64 enough digits of t.
-DOUBLE_OFFSET = 1e3
+# Sums of exponentials that nothing has overflowed or underflowed in: in float32 and in float64.
+SINGLE_RANGE = (1e-3, 1e30)
+DOUBLE_RANGE = (1e-200, 1e200)
 
 
 def kl_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
-    """KL divergence of each row in nats, in the direction and at the temperature of `options`.
-
-    Args:
-        p: reference, shape (..., classes), in the first of `options.input_format`.
-        q: approximation, of the shape of `p`, in the second format.
-        options: see `klmetric.kl_divergence`.
-
-    Returns:
-        shape (...), in the dtype that p and q promote to, at least float32; NaN where a row is no distribution.
-    """
-    dtype = torch.promote_types(torch.promote_types(p.dtype, q.dtype), torch.float32)
-    with_gradient = torch.is_grad_enabled() and (p.requires_grad or q.requires_grad)
-    if with_gradient or torch.compiler.is_compiling() or p.device.type != "cpu":
-        return _plain(p, q, options, dtype)
-    out = torch.empty(p.shape[:-1], dtype=dtype)
-    with torch.no_grad():
-        for matrices in _matrices(p, q, out):
-            _fill(*matrices, options)
+    """KL divergence of each row on the CPU, without gradients; see `klmetric.divergence.kl_of_rows`."""
+    out = torch.empty(p.shape[:-1], dtype=rows.result_dtype(p, q))
+    if p.ndim == 2:
+        _fill(p, q, out, options)
+    else:
+        for a, b, target in matrices_of(p, q, out):
+            _fill(a, b, target, options)
     return out
 
 
-def _plain(p: Tensor, q: Tensor, options: Options, dtype: torch.dtype) -> Tensor:
-    p, q, as_logits = rows.prepare(p, q, options, dtype)
-    parts = [rows.kl(a, b, as_logits) for a, b in rows.pairs(p, q, as_logits, options)]
-    total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    return total.masked_fill(rows.invalid(p, q, as_logits), math.nan)
-
-
-def _matrices(p: Tensor, q: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The input as matrices of (rows, classes), without a copy of it, and where their results go."""
+def matrices_of(*xs: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors with an axis of classes as matrices of (rows, classes), the others as vectors, without a copy."""
     try:
-        yield p.view(-1, p.shape[-1]), q.view(-1, q.shape[-1]), out.view(-1)
+        yield tuple(x.view(-1, x.shape[-1]) if x.ndim == xs[0].ndim else x.view(-1) for x in xs)
     except RuntimeError:  # the axes before the last are not one in memory
-        for each in zip(p, q, out, strict=True):
-            yield from _matrices(*each)
+        for each in zip(*xs, strict=True):
+            yield from matrices_of(*each)
 
 
 def _fill(p: Tensor, q: Tensor, out: Tensor, options: Options) -> None:
@@ -90,22 +77,20 @@ def _fill(p: Tensor, q: Tensor, out: Tensor, options: Options) -> None:
     n, classes = p.shape
     if n == 0:
         return
-    dtype = torch.float64 if rows.converts(options) else out.dtype
-    kl = _kernel(n, classes, dtype)
-    size = kl.size
-    for start in range(0, n, size):
-        block = slice(start, start + size)
-        a, b, as_logits = rows.prepare(p[block], q[block], options, dtype)
-        parts = [_in_parts(x, y, as_logits, WIDE, kl) for x, y in rows.pairs(a, b, as_logits, options)]
-        out[block] = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-
-def _kernel(n: int, classes: int, dtype: torch.dtype) -> "_Wide | _Double":
-    """The way that rows of this kind start out, and how many of them it takes at once."""
-    classes = min(classes, WIDE)
-    if dtype == torch.float64 or classes < NARROW:
-        return _Double(min(n, max(1, BLOCK // 4 // classes)), transposed=classes < NARROW)
-    return _Wide(min(n, max(1, BLOCK // classes)), classes)
+    as_they_stand, as_logits = rows.as_they_stand(options), rows.are_logits(options)
+    wide = classes >= WIDE and out.dtype == torch.float32 and as_they_stand and as_logits
+    # In float64 the kernel itself converts what it takes as it stands.
+    prepares = wide or not as_they_stand or options.eps > 0
+    kernel = (_Single if wide else _Double)(n, min(classes, PART), out.dtype)
+    for start in range(0, n, kernel.size):
+        block = slice(start, start + kernel.size)
+        a, b, target = (p, q, out) if n <= kernel.size else (p[block], q[block], out[block])
+        if prepares:
+            a, b = rows.prepare(a, b, options, torch.float32 if wide else torch.float64)
+        first, *second = rows.pairs(a, b, options)
+        target.copy_(_in_parts(*first, as_logits, PART, kernel))
+        for pair in second:
+            target += _in_parts(*pair, as_logits, PART, kernel).to(out.dtype)
 
 
 def _careful(a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
@@ -122,7 +107,7 @@ def _careful(a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
 def _in_parts(
     a: Tensor, b: Tensor, as_logits: bool, width: int, kl: Callable[[Tensor, Tensor, bool], Tensor]
 ) -> Tensor:
-    """Measure blocks of `width` classes with `kl` and merge them."""
+    """Measure parts of `width` classes with `kl` and merge them."""
     if a.shape[-1] <= width:
         return kl(a, b, as_logits)
     blocks = []
@@ -140,180 +125,193 @@ def _log_mass(x: Tensor, as_logits: bool) -> Tensor:
     return torch.cat(parts, -1).logsumexp(-1)
 
 
-def _carefully_the_rest(kl: Tensor, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
-    """Fill in the rows that no other way was good for, which are NaN so far."""
-    left = kl.isnan().nonzero()[:, 0]
-    if len(left):
-        kl[left] = _careful(a[left], b[left], as_logits)
-    return kl
+def _bounds(least: float) -> tuple[Tensor, Tensor]:
+    """Within which the two sums of exponentials and the textbook divergence have all their digits."""
+    low, high = DOUBLE_RANGE
+    bounds = torch.tensor([[low, low, least], [high, high, 1e300]], dtype=torch.float64).unsqueeze(2)
+    return bounds[0], bounds[1]
 
 
-# The coefficients of (e^t - 1 - t) / t^2 and of (u - log(1 + u)) / u^2.
-_EXP = [1 / math.factorial(k + 2) for k in range(12)]
-_LOG = [(-1) ** k / (k + 2) for k in range(12)]
+BOUNDS, BOUNDS_OF_DOUBLE = _bounds(LEAST), _bounds(LEAST_OF_DOUBLE)
 
 
 class _Double:
-    """Rows computed in float64."""
+    """Rows computed in float64, and the memory that a block of them needs."""
 
-    def __init__(self, size: int, transposed: bool) -> None:
-        self.size = size
-        self.transposed = transposed
-        self.axis, self.sum = (0, _fold) if transposed else (1, _sum_of_rows)
+    def __init__(self, n: int, classes: int, dtype: torch.dtype) -> None:
+        self.size = min(n, max(1, BLOCK // 8 // classes))
+        self.buffers = torch.empty(3, self.size, classes, dtype=torch.float64)
+        self.is_double = dtype == torch.float64
+        self.low, self.high = BOUNDS_OF_DOUBLE if self.is_double else BOUNDS
 
     def __call__(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
-        """KL of each row of two matrices."""
-        if a.shape[1] == 1:
+        """KL of each row of two matrices, in memory that the next call writes to."""
+        n, classes = a.shape
+        if classes == 1:
             return _careful(a, b, as_logits)  # exactly 0, whatever the two logits
-        contiguous = torch.contiguous_format
-        # Copies, even of float64: they are written to.
-        x, y = ((z.T if self.transposed else z).to(torch.float64, copy=True, memory_format=contiguous) for z in (a, b))
-        kl, sound = (self._logits if as_logits else self._probs)(x, y)
-        if not bool(sound.all()):
-            kl = kl.masked_fill(~sound, math.nan)
-        return _carefully_the_rest(kl.clamp_min_(0).to(a.dtype), a, b, as_logits)
+        work = self.buffers if self.buffers.shape[1:] == a.shape else self.buffers[:, :n, :classes]
+        w, v, d = work.unbind()
+        w.copy_(a)
+        v.copy_(b)
+        if as_logits:
+            torch.sub(v, w, out=d)
+            w.exp_()
+            v.exp_()
+        else:
+            # Where p is 0 the logarithm has the weight 0, and only must not be infinite.
+            torch.div(v, w, out=d).clamp_max_(1e300).log_()
+        d.mul_(w)
+        sums = _sum_of_rows(work)
+        total_w, total_v, kl = sums.unbind()
+        kl.div_(total_w)
+        torch.sub((total_v / total_w).log_(), kl, out=kl)
+        # A negative probability shows in the logarithm, but for one against another.
+        sound = as_logits or w.amin().item() >= 0
+        if sound and torch.equal(sums.clamp(self.low, self.high), sums):
+            return kl
+        settled = ((sums >= self.low) & (sums <= self.high)).all(0)
+        if not sound:
+            settled &= w.amin(1) >= 0
+        return self._the_rest(kl, (~settled).nonzero()[:, 0], a, b, as_logits)
 
-    def _logits(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        weight = x.exp()
-        total = self.sum(weight)
-        d = y.sub_(x)
-        mean = self.sum(weight * d) / total
-        t = d.sub_(mean.unsqueeze(self.axis))
-        kl = self.sum(torch.expm1(t).sub_(t).mul_(weight)).div_(total).log1p_()
-        return kl, _has_digits(total) & (mean.abs() < DOUBLE_OFFSET) & (kl < math.inf)
+    def _the_rest(self, kl: Tensor, left: Tensor, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
+        """Fill in the rows that the textbook form has no digits for."""
+        a, b = a[left], b[left]
+        if not self.is_double:
+            near = self._near(a, b, as_logits)
+            kl[left] = near
+            carefully = near.isnan()
+            left, a, b = left[carefully], a[carefully], b[carefully]
+        if len(left):
+            kl[left] = _careful(a, b, as_logits).double()
+        return kl
 
-    def _probs(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        sum_x, sum_y = self.sum(x), self.sum(y)
-        sound = _has_digits(sum_x) & _has_digits(sum_y) & (x.amin(self.axis) >= 0) & (y.amin(self.axis) >= 0)
-        p, difference = x.div_(sum_x.unsqueeze(self.axis)), y.div_(sum_y.unsqueeze(self.axis)).sub_(x)
-        # Where p is 0 the logarithm has the weight 0, and only must not be infinite.
-        u = difference / p.clamp_min(1e-300)
-        return self.sum(difference.sub_(u.log1p_().mul_(p))), sound
+    def _near(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
+        """The Bregman form, NaN where it does not reach."""
+        x, y = a.double(), b.double()
+        w, d = (x.exp(), y - x) if as_logits else (x, (y / x).log_())
+        total = _sum_of_rows(w)
+        t = d.sub_((_sum_of_rows(w * d) / total).unsqueeze(1))
+        square = t * t
+        reach = square.amax(1).masked_fill_(~(total > DOUBLE_RANGE[0]) | (w.amin(1) < 0), math.nan)
+        return _bregman(w, t, square, reach, total, torch.empty_like(t))
 
 
-def _has_digits(total: Tensor) -> Tensor:
-    """Sums that nothing has overflowed or underflowed in."""
-    return (total > 1e-200) & (total < 1e200)
+class _Single:
+    """Wide rows of logits in float32, and the memory that a block of them needs."""
 
-
-class _Wide:
-    """Rows of many classes in float32, and the memory that a block of them needs."""
-
-    def __init__(self, size: int, classes: int) -> None:
-        self.size = size
-        self.buffers = torch.empty(3, size, classes)
+    def __init__(self, n: int, classes: int, dtype: torch.dtype) -> None:
+        self.size = min(n, max(1, BLOCK // 4 // classes))
+        self.buffers = torch.empty(4, self.size, classes)
 
     def __call__(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
         """KL of each row of two matrices."""
-        work = self.buffers[:, : a.shape[0], : a.shape[1]]
-        kl = (self._logits if as_logits else self._probs)(a, b, *work)
-        return _carefully_the_rest(kl, a, b, as_logits)
-
-    def _logits(self, a: Tensor, b: Tensor, w: Tensor, d: Tensor, f: Tensor) -> Tensor:
-        torch.softmax(a, -1, out=w)
-        torch.sub(b, a, out=d)
-        # Not quite 1: the softmax of torch adds up in plain float32.
+        w, t, square, work = self.buffers[:, : a.shape[0], : a.shape[1]].unbind()
+        torch.exp(a, out=w)
         total = _sum_of_rows(w)
-        mean = _dot(w, d, f) / total
-        peak_b = b.amax(1)
+        low, high = SINGLE_RANGE
+        out_of_range = ~((total > low) & (total < high))
+        if bool(out_of_range.any()):
+            # Apart from the largest logit. The others would lose digits to it.
+            shifted = a[out_of_range]
+            shifted = shifted.sub_(shifted.amax(1, keepdim=True)).exp_()
+            w[out_of_range] = shifted
+            total = _sum_of_rows(w)
+        torch.sub(b, a, out=t)
+        mean = _sum_of_rows(torch.mul(w, t, out=work)).div_(total)
+        bad = None
         if bool(mean.isnan().any()):
-            # Classes masked in both have no d. One masked in p alone has no weight either, only a reason to go far.
-            d.nan_to_num_(nan=0, posinf=1e4, neginf=-math.inf)
-            mean = _dot(w, d, f) / total
-        d.sub_(mean.unsqueeze(1))
-        largest = _largest(d).masked_fill_(peak_b.isnan(), math.nan)
-        peak_w = w.amax(1)
-        kl = (_near(w, d, f, largest, EXP_SERIES, _EXP) / total).log1p_()
+            # Classes masked in both have no difference. One masked in p alone has no weight either, and where one is
+            # masked in q alone the row goes the careful way.
+            bad = a.amax(1).isnan() | b.amax(1).isnan()
+            t.nan_to_num_(nan=0, posinf=1e4, neginf=-math.inf)
+            mean = _sum_of_rows(torch.mul(w, t, out=work)).div_(total)
+        t.sub_(mean.unsqueeze(1))
+        torch.mul(t, t, out=square)
+        reach = square.amax(1)
+        kl = _bregman(w, t, square, reach, total, work)
         kl.masked_fill_(mean.square() > 2 * NEAR_OFFSET**2 * kl, math.nan)
-        far = ~(largest <= EXP_SERIES[-1][0])
-        if bool(far.any()):
-            torch.softmax(b, -1, out=f)
-            offset = peak_b - a.amax(1)
-            value = offset - mean + (peak_w / total).div_(f.amax(1) / _sum_of_rows(f)).log_()
-            far &= (value >= FAR) & (mean.abs() + offset.abs() <= FAR_OFFSET * value) & (value < math.inf)
-            kl = torch.where(far, value, kl)
+        if bool((reach > SERIES[-1][0] ** 2).any()):
+            kl = torch.where(kl.isnan(), self._far(b, work, total, mean, a, out_of_range), kl)
+        if bad is not None:
+            kl.masked_fill_(bad, math.nan)
+        left = kl.isnan().nonzero()[:, 0]
+        if len(left):
+            kl[left] = self._in_double(a[left], b[left])
         return kl
 
-    def _probs(self, p: Tensor, q: Tensor, w: Tensor, d: Tensor, f: Tensor) -> Tensor:
-        torch.sub(q, p, out=d)
-        sum_p, sum_q = _sum_of_rows(p), _sum_of_rows(q)
-        # 1 + u = (q/Q) / (p/P) = (1 + (q - p) / p) (1 + r) with r = P/Q - 1, exact where q is near p.
-        r = -_sum_of_rows(d) / sum_q
-        sound = (p.amin(1) >= 0) & (q.amin(1) >= 0) & (sum_p < math.inf) & (sum_q < math.inf)
-        d.div_(p).mul_((1 + r).unsqueeze(1)).add_(r.unsqueeze(1))
-        largest = _largest(d).masked_fill_(~sound, math.nan)
-        far = sound & ~(largest <= LOG_SERIES[-1][0])
-        kl = torch.full_like(sum_p, math.nan)
-        if not bool(far.all()):
-            kl = _near(w.copy_(p), d, f, largest, LOG_SERIES, _LOG) / sum_p
-            kl.masked_fill_(r.square() > 2 * NEAR_OFFSET**2 * kl, math.nan)
-        if bool(far.any()):
-            value = _dot(p, _log_ratio(p, q, f), w)
-            if bool(value.isnan().any()):  # 0/0, where p has no weight
-                value = _dot(p, _log_ratio(p, q, f, nan=1.0), w)
-            value = value / sum_p + (sum_q / sum_p).log_()
-            kl = torch.where(far & (value >= FAR) & (value < math.inf), value, kl)
-        return kl
+    def _far(self, b: Tensor, work: Tensor, total: Tensor, mean: Tensor, a: Tensor, shifted: Tensor) -> Tensor:
+        """The textbook form, NaN where it has no digits."""
+        total_b = _sum_of_rows(torch.exp(b, out=work))
+        kl = (total_b / total).log_() - mean
+        low, high = SINGLE_RANGE
+        sound = (total_b > low) & (total_b < high) & ~shifted
+        sound &= (kl >= FAR) & (mean.abs() <= FAR_OFFSET * kl) & (kl < math.inf)
+        return kl.masked_fill_(~sound, math.nan)
+
+    def _in_double(self, a: Tensor, b: Tensor) -> Tensor:
+        out = torch.empty(len(a))
+        kernel = _Double(len(a), a.shape[1], torch.float32)
+        for start in range(0, len(a), kernel.size):
+            block = slice(start, start + kernel.size)
+            out[block] = kernel(a[block], b[block], True)
+        return out
 
 
-def _near(
-    w: Tensor,
-    t: Tensor,
-    f: Tensor,
-    largest: Tensor,
-    series: tuple[tuple[float, int], ...],
-    coefficients: list[float],
-) -> Tensor:
-    """Sum of w t^2 (c0 + c1 t + ...) for the rows within the reach of the series, NaN for the others."""
-    kl = torch.full_like(largest, math.nan)
+def _polynomial(largest: float, degree: int) -> list[float]:
+    """Coefficients of (e^t - 1 - t) / t^2 for |t| up to `largest`, interpolated where a polynomial is at its best.
+
+    (Chebyshev nodes; Trefethen: Approximation Theory and Approximation Practice, 2013, chapters 2 and 4.)
+    """
+    nodes = [largest * math.cos(math.pi * (k + 0.5) / (degree + 1)) for k in range(degree + 1)]
+    values = [sum(t**k / math.factorial(k + 2) for k in range(30)) for t in nodes]
+    powers = torch.tensor([[t**k for k in range(degree + 1)] for t in nodes], dtype=torch.float64)
+    solution: list[float] = torch.linalg.solve(powers, torch.tensor(values, dtype=torch.float64)).tolist()
+    return solution
+
+
+POLYNOMIALS = [(largest, _polynomial(largest, degree)) for largest, degree in SERIES]
+
+
+def _bregman(w: Tensor, t: Tensor, square: Tensor, reach: Tensor, total: Tensor, work: Tensor) -> Tensor:
+    """Logarithm of 1 + sum of w (e^t - 1 - t), over `total`; NaN for rows beyond the reach of the polynomials.
+
+    Args:
+        w: weights, not normalised.
+        t: differences from their mean.
+        square: of t.
+        reach: largest square of each row.
+        total: sum of the weights.
+        work: memory for the result of each element.
+    """
+    kl = torch.full_like(reach, math.nan)
     low = -1.0
-    for limit, degree in series:
-        within = (largest > low) & (largest <= limit)
-        low = limit
+    for largest, coefficients in POLYNOMIALS:
+        high = largest**2
+        within = (reach > low) & (reach <= high)
+        low = high
         if bool(within.all()):
-            return _sum_of_series(w, t, f, coefficients[: degree + 1])
+            return _weighted(w, t, square, coefficients, work).div_(total).log1p_()
         if bool(within.any()):
-            w_some, t_some = w[within], t[within]
-            kl[within] = _sum_of_series(w_some, t_some, torch.empty_like(t_some), coefficients[: degree + 1])
+            some = t[within]
+            sums = _weighted(w[within], some, square[within], coefficients, torch.empty_like(some))
+            kl[within] = sums.div_(total[within]).log1p_()
     return kl
 
 
-def _sum_of_series(w: Tensor, t: Tensor, f: Tensor, coefficients: list[float]) -> Tensor:
-    *rest, before, last = coefficients
-    torch.mul(t, last, out=f).add_(before)
+def _weighted(w: Tensor, t: Tensor, square: Tensor, coefficients: list[float], work: Tensor) -> Tensor:
+    """Sum of w t^2 (c0 + c1 t + ...) of each row."""
+    *rest, before, last = (torch.tensor(c, dtype=t.dtype) for c in coefficients)
+    torch.add(before, t, alpha=last.item(), out=work)
     for coefficient in reversed(rest):
-        torch.addcmul(torch.tensor(coefficient), f, t, out=f)
-    return _dot(w.mul_(t), f.mul_(t), f)
-
-
-def _log_ratio(p: Tensor, q: Tensor, out: Tensor, nan: float | None = None) -> Tensor:
-    torch.div(p, q, out=out)
-    if nan is not None:
-        out.nan_to_num_(nan=nan, posinf=math.inf)
-    # log(0) must not meet the weight 0.
-    return out.clamp_min_(torch.finfo(torch.float32).tiny).log_()
-
-
-def _largest(t: Tensor) -> Tensor:
-    return torch.maximum(t.amax(1), -t.amin(1))
-
-
-def _dot(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
-    return _sum_of_rows(torch.mul(x, y, out=out))
+        torch.addcmul(coefficient, work, t, out=work)
+    return _sum_of_rows(work.mul_(square).mul_(w))
 
 
 def _sum_of_rows(x: Tensor) -> Tensor:
-    # torch adds up one row on its own in another order than a row among others.
-    return x.sum(1) if len(x) > 1 else x.expand(2, -1).sum(1)[:1]
-
-
-def _fold(x: Tensor) -> Tensor:
-    """Add up the first axis by halves: the order of torch depends on the place of a row among the others."""
-    x = x if len(x) > 1 else x.clone()
-    while len(x) > 1:
-        half = len(x) // 2
-        folded = x[:half] + x[half : 2 * half]
-        if len(x) % 2:
-            folded[0] += x[-1]
-        x = folded
-    return x[0]
+    """Sum along the last axis, the same to the last bit whatever other rows there are."""
+    if x.shape[-1] < FEW:
+        first, *others = x.unbind(-1)
+        return sum(others, first.clone())
+    # Of a row alone torch makes several sums, one for each thread.
+    return x.sum(-1) if x.ndim > 2 or len(x) > 1 else x.expand(2, -1).sum(-1)[:1]

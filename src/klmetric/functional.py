@@ -83,9 +83,11 @@ def kl_divergence(
     reduction = check_reduction(reduction)
     unit = check_base(base)
     rows = measure(p, q, weight, options)
-    sums = totals.of_rows(rows.kl, rows.weight, options)
-    totals.warn_of_invalid(sums.detach(), options, stacklevel=2)
+    sums = totals.of_rows(rows.kl, rows.weight)
+    if not torch.compiler.is_compiling():  # where nothing can be said
+        totals.warn_of_invalid(sums.tolist(), options, stacklevel=2)
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out
         return torch.where(left_out, 0, rows.kl) / unit
-    return (totals.value(sums, reduction, nan_strategy) / unit).to(rows.kl.device, rows.kl.dtype)
+    value: Tensor = totals.value(sums, reduction, nan_strategy) / unit
+    return value.to(rows.kl.device, rows.kl.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, OneHotCategorical
 from torch.distributions import kl_divergence as kl_of_distributions
 
-from klmetric.blocks import kl_rows
+from klmetric.divergence import kl_of_rows
 from klmetric.options import Format, Options
 
 Input: TypeAlias = Tensor | Distribution
@@ -47,8 +47,10 @@ def measure(p: Input, q: Input, weight: Tensor | None, options: Options) -> Rows
             f" Got {type(p).__name__} and {type(q).__name__}. Wrap the tensor: Categorical(probs=...)."
         )
     _check_tensors(p, q, options.dim)
-    p, q = p.movedim(options.dim, -1), q.movedim(options.dim, -1)
-    rows = Rows(kl_rows(p, q, options), _check_weight(weight, p[..., 0]))
+    if options.dim not in (-1, p.ndim - 1):
+        p, q = p.movedim(options.dim, -1), q.movedim(options.dim, -1)
+    kl = kl_of_rows(p, q, options)
+    rows = Rows(kl, _check_weight(weight, kl))
     _check_rows(rows, (p, q), options)
     return _without_gradient_of_left_out(rows, p, q, options)
 
@@ -192,5 +194,5 @@ def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Opt
     if not bool(left_out.any()):
         return rows
     mask = left_out.unsqueeze(-1)
-    kl = kl_rows(p.masked_fill(mask, 1), q.masked_fill(mask, 1), options)
+    kl = kl_of_rows(p.masked_fill(mask, 1), q.masked_fill(mask, 1), options)
     return Rows(kl.masked_fill(invalid & left_out, math.nan), rows.weight)

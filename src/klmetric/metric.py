@@ -117,33 +117,22 @@ class KLDivergence(Metric):
 
     def compute(self) -> Tensor:
         """The divergence of all that was added, over all processes."""
-        sums = self.totals
-        if not self._warned:
-            warned = totals.warn_of_invalid(sums.detach(), self.options, stacklevel=5)
-            self._warned = warned and self.options.nan_strategy == "ignore"
-        if self.reduction == "none":
-            return dim_zero_cat(self.rows).to(self.dtype) / self._unit
-        return (totals.value(sums, self.reduction, self.options.nan_strategy) / self._unit).to(self.device, self.dtype)
+        return self._value(self.totals, self.rows if self.reduction == "none" else [], stacklevel=6)
 
     @torch.jit.unused
     def forward(self, p: Input, q: Input, weight: Tensor | None = None) -> Tensor:
         """Add a batch and return the value of this batch alone, with its gradient."""
         batch = self._measure(p, q, weight)
-        kept, warned = self.metric_state, self._warned
+        warned = self._warned
         try:
-            self._set(batch)
-            self._computed = None
-            self._update_count += 1
-            self._to_sync = self.dist_sync_on_step
-            value: Tensor = self.compute()
-        except BaseException:
-            self._update_count -= 1
-            raise
+            if self.dist_sync_on_step:
+                value = self._value_over_processes(batch)
+            else:
+                value = self._value(batch["totals"], batch.get("rows", []), stacklevel=5)
         finally:
-            self._set(kept)
-            self._computed = None
-            self._to_sync = self.sync_on_compute
             self._warned = warned
+        self._update_count += 1
+        self._computed = None
         if self.reduction == "none":
             self.rows = [*self.rows]  # one of its own: in a MetricCollection, metrics share it
         self._add(batch)
@@ -180,7 +169,7 @@ class KLDivergence(Metric):
         if self._is_synced:
             raise TorchMetricsUserError("The metric must not be synced when a batch is added. Call `unsync` first.")
         rows = measure(p, q, weight, self.options)
-        batch: dict[str, Any] = {"totals": totals.of_rows(rows.kl, rows.weight, self.options)}
+        batch: dict[str, Any] = {"totals": totals.of_rows(rows.kl, rows.weight)}
         if batch["totals"].device != self.totals.device:
             raise ValueError(
                 f"The metric must be on the device of its input. Got p on {rows.kl.device} and the metric on"
@@ -193,9 +182,36 @@ class KLDivergence(Metric):
             batch["rows"] = [rows.kl[kept].to(self.dtype)]
         return batch
 
+    def _value(self, sums: Tensor, rows: list[Tensor], stacklevel: int) -> Tensor:
+        numbers = sums.tolist()
+        if not self._warned:
+            warned = totals.warn_of_invalid(numbers, self.options, stacklevel)
+            self._warned = warned and self.options.nan_strategy == "ignore"
+        if self.reduction == "none":
+            return dim_zero_cat(rows).to(self.dtype) / self._unit
+        if sums.requires_grad:
+            value: Tensor = totals.value(sums, self.reduction, self.options.nan_strategy) / self._unit
+            return value.to(self.device, self.dtype)
+        number = totals.value(numbers, self.reduction, self.options.nan_strategy) / self._unit
+        return torch.tensor(number, dtype=self.dtype, device=self.device)
+
+    def _value_over_processes(self, batch: dict[str, Any]) -> Tensor:
+        kept = self.metric_state
+        try:
+            self._set(batch)
+            self._computed = None
+            self._update_count += 1
+            self._to_sync = True
+            value: Tensor = self.compute()
+        finally:
+            self._update_count -= 1
+            self._set(kept)
+            self._to_sync = self.sync_on_compute
+        return value
+
     def _add(self, batch: dict[str, Any]) -> None:
         # Out of place: the processes that `ddp_spawn` starts share the memory of this tensor.
-        self.totals = totals.merge(torch.stack([self.totals, batch["totals"].detach()]))
+        self.totals = self.totals + batch["totals"].detach()
         if self.reduction == "none":
             self.rows.extend(rows.detach() for rows in batch["rows"])
 

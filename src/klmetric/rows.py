@@ -9,8 +9,8 @@ With :math:`s = \log(q_c / p_c)` a term is :math:`p_c (e^s - 1 - s)`, with :math
 :math:`p_c (u - \log(1 + u))`: the forms to use where q is near p. (Banerjee, Merugu, Dhillon, Ghosh: Clustering with
 Bregman Divergences, JMLR 6, 2005.)
 
-This file has that expression as it stands, differentiable and for any row. `klmetric.blocks` has a fast way for most
-rows, and comes back to this one for the others.
+This file has that expression as it stands, differentiable and for any row. `klmetric.blocks` has faster ways for most
+rows, and comes back to this one for the others; `klmetric.divergence` says which file measures what.
 
 All functions here take the classes on the last axis, in float32 or float64. A row that is no pair of distributions
 gives NaN, and no other row does.
@@ -28,26 +28,48 @@ from klmetric.options import Format, Options
 NEAR = 0.5
 
 
-def converts(options: Options) -> bool:
-    """Whether the inputs must become logits that they are not yet, which rounds them."""
-    p_format, q_format = options.input_format
-    return options.temperature != 1 or (p_format == "probs") != (q_format == "probs")
+def result_dtype(p: Tensor, q: Tensor) -> torch.dtype:
+    """The dtype of the divergences of p and q: the one they promote to, at least float32."""
+    return torch.promote_types(torch.promote_types(p.dtype, q.dtype), torch.float32)
 
 
-def prepare(p: Tensor, q: Tensor, options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor, bool]:
-    """Bring p and q to one dtype and one scale, and say whether that is the scale of logits."""
+def are_logits(options: Options) -> bool:
+    """Whether the arithmetic takes logits (or log-probabilities), rather than probabilities."""
+    return options.input_format != ("probs", "probs") or options.temperature != 1
+
+
+def as_they_stand(options: Options) -> bool:
+    """Whether the arithmetic takes the inputs as they are. Others become logits of the right scale, and are rounded."""
+    return options.temperature == 1 and (
+        options.input_format == ("probs", "probs") or "probs" not in options.input_format
+    )
+
+
+def plain(p: Tensor, q: Tensor, options: Options) -> Tensor:
+    """KL divergence of each row by the expression as it stands; see `klmetric.divergence.kl_of_rows`."""
+    as_logits = are_logits(options)
+    p, q = prepare(p, q, options, result_dtype(p, q))
+    parts = [kl(a, b, as_logits) for a, b in pairs(p, q, options)]
+    total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    return total.masked_fill(invalid(p, q, as_logits), math.nan)
+
+
+def prepare(p: Tensor, q: Tensor, options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Bring p and q to one dtype and one scale."""
     p, q = p.to(dtype), q.to(dtype)
-    if options.input_format == ("probs", "probs") and options.temperature == 1:
-        return p, q, False
+    if as_they_stand(options):
+        return p, q
     p_format, q_format = options.input_format
-    return _logits(p, p_format, options.temperature), _logits(q, q_format, options.temperature), True
+    return _logits(p, p_format, options.temperature), _logits(q, q_format, options.temperature)
 
 
-def pairs(p: Tensor, q: Tensor, as_logits: bool, options: Options) -> list[tuple[Tensor, Tensor]]:
+def pairs(p: Tensor, q: Tensor, options: Options) -> list[tuple[Tensor, Tensor]]:
     """The divergences that make up the direction: of the second from the first, the floor already under it."""
-    floor = _floor_logits if as_logits else _floor_probs
     every = {"forward": [(p, q)], "reverse": [(q, p)], "jeffreys": [(p, q), (q, p)]}[options.direction]
-    return [(a, floor(b, options.eps)) for a, b in every] if options.eps else every
+    if not options.eps:
+        return every
+    floor = _floor_logits if are_logits(options) else _floor_probs
+    return [(a, floor(b, options.eps)) for a, b in every]
 
 
 def kl(p: Tensor, q: Tensor, as_logits: bool) -> Tensor:

@@ -1,0 +1,111 @@
+r"""The divergence of each row with gradients, in the memory of the inputs.
+
+Saved for the backward pass are p and q alone. With t the difference of the logits from its mean under p, as in
+`klmetric.blocks`, the derivatives by the logits are
+
+.. math:: \frac{\partial KL}{\partial a} = -p \, t, \qquad
+          \frac{\partial KL}{\partial b} = q - p = p \left( e^{t - KL} - 1 \right)
+
+of which the last form keeps its digits where q is near p.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klmetric import rows
+from klmetric.blocks import BLOCK, kl_rows, matrices_of
+from klmetric.options import Options
+
+
+class KLOfRows(torch.autograd.Function):
+    """`klmetric.blocks.kl_rows`, with a backward pass in blocks, and a second one."""
+
+    @staticmethod
+    def forward(p: Tensor, q: Tensor, options: Options) -> Tensor:
+        """KL of each row."""
+        return kl_rows(p, q, options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Options], output: Tensor) -> None:
+        """Keep the inputs."""
+        p, q, ctx.options = inputs
+        ctx.save_for_backward(p, q)
+        ctx.save_for_forward(p, q)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of p and q."""
+        p, q = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():  # they are to be differentiated themselves
+            kl = rows.plain(p, q, ctx.options)
+            chosen = [x for x, is_wanted in zip((p, q), wanted, strict=True) if is_wanted]
+            results = iter(torch.autograd.grad(kl, chosen, gradients[0], create_graph=True))
+            return *(next(results) if is_wanted else None for is_wanted in wanted), None
+        return *_in_blocks(p, q, gradients[0], wanted, ctx.options), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        """Forward mode: the derivative along the tangents of p and q."""
+        p, q = ctx.saved_tensors
+        along = [(x, tangent) for x, tangent in zip((p, q), tangents[:2], strict=True) if tangent is not None]
+        wanted = (tangents[0] is not None, tangents[1] is not None)
+        one = torch.ones(p.shape[:-1], dtype=rows.result_dtype(p, q))
+        found = [x for x in _in_blocks(p, q, one, wanted, ctx.options) if x is not None]
+        parts = [(gradient * tangent).sum(-1) for gradient, (_, tangent) in zip(found, along, strict=True)]
+        return sum(parts[1:], parts[0]).to(one.dtype)
+
+
+def _in_blocks(
+    p: Tensor, q: Tensor, gradient: Tensor, wanted: tuple[bool, bool], options: Options
+) -> list[Tensor | None]:
+    results = [
+        torch.empty(p.shape, dtype=x.dtype) if is_wanted else None for x, is_wanted in zip((p, q), wanted, strict=True)
+    ]
+    gradient = gradient.contiguous()
+    of_block = _of_logits if "probs" not in options.input_format and not options.eps else _of_anything
+    into = [x for x in results if x is not None]
+    for a, b, *targets, g in matrices_of(p, q, *into, gradient):
+        size = max(1, BLOCK // 4 // a.shape[1])
+        for start in range(0, len(a), size):
+            block = slice(start, start + size)
+            found = of_block(a[block], b[block], g[block].unsqueeze(1), wanted, options)
+            for target, x in zip(targets, found, strict=True):
+                target[block] = x
+    return results
+
+
+def _of_logits(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: Options) -> list[Tensor]:
+    a, b = (x.to(g.dtype) for x in (a, b))
+    if options.temperature != 1:
+        a, b, g = a / options.temperature, b / options.temperature, g / options.temperature
+    forward = {"forward": [False], "reverse": [True], "jeffreys": [False, True]}[options.direction]
+    totals: list[Tensor] = []
+    for swapped in forward:
+        pair = (b, a) if swapped else (a, b)
+        of_pair = _derivatives(*pair)
+        found = [of_pair[i ^ swapped] * g for i in (0, 1) if wanted[i]]
+        totals = [x + y for x, y in zip(totals, found, strict=True)] if totals else found
+    return totals
+
+
+def _derivatives(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """By the logits of p and of q."""
+    p, q = a.softmax(-1), b.softmax(-1)
+    d = torch.where(p == 0, 0, b - a)
+    t = d - (p * d).sum(-1, keepdim=True)
+    # The logarithm of q/p.
+    s = t - (p * (t.expm1() - t)).sum(-1, keepdim=True).log1p()
+    near = s.abs() < rows.NEAR
+    return -p * t, torch.where(near, p * torch.where(near, s, 0).expm1(), q - p)
+
+
+def _of_anything(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: Options) -> list[Tensor]:
+    """By the expression of `klmetric.rows`."""
+    with torch.enable_grad():
+        pair = [x.detach().requires_grad_(is_wanted) for x, is_wanted in zip((a, b), wanted, strict=True)]
+        kl = rows.plain(pair[0], pair[1], options)
+        chosen = [x for x, is_wanted in zip(pair, wanted, strict=True) if is_wanted]
+        return list(torch.autograd.grad(kl, chosen, g.squeeze(1)))
