@@ -27,7 +27,7 @@ from klmetric import rows
 from klmetric.options import Options
 
 # Bytes of one of the arrays that a block needs, of which there are three or four.
-BLOCK = 2**20
+BLOCK = 3 * 2**19
 # Rows of at least this many classes start out in float32.
 WIDE = 256
 # Classes of a row that are taken at once; wider rows are merged from parts.
@@ -40,6 +40,7 @@ FEW = 4
 
 # Largest |t| and the degree of the polynomial that stands for (e^t - 1 - t) / t^2 up to there, to 1e-6 relative.
 SERIES = ((0.06, 2), (0.5, 4), (2.0, 8))
+REACH = SERIES[-1][0] ** 2
 
 # The least divergence that the textbook form has digits for: in float32, where the numbers that it subtracts may be
 # FAR_OFFSET times larger; in float64; and in float64 for input of float64, which is to keep its own digits.
@@ -209,44 +210,60 @@ class _Single:
         w, t, square, work = self.buffers[:, : a.shape[0], : a.shape[1]].unbind()
         torch.exp(a, out=w)
         total = _sum_of_rows(w)
-        low, high = SINGLE_RANGE
-        out_of_range = ~((total > low) & (total < high))
-        if bool(out_of_range.any()):
+        shifted = None
+        if not _all_within(total, SINGLE_RANGE):
             # Apart from the largest logit. The others would lose digits to it.
-            shifted = a[out_of_range]
-            shifted = shifted.sub_(shifted.amax(1, keepdim=True)).exp_()
-            w[out_of_range] = shifted
+            shifted = ~((total >= SINGLE_RANGE[0]) & (total <= SINGLE_RANGE[1]))
+            some = a[shifted]
+            w[shifted] = some.sub_(some.amax(1, keepdim=True)).exp_()
             total = _sum_of_rows(w)
         torch.sub(b, a, out=t)
-        mean = _sum_of_rows(torch.mul(w, t, out=work)).div_(total)
+        mean, reach = self._centre(w, t, square, work, total)
+        low, high = _range(reach)
         bad = None
-        if bool(mean.isnan().any()):
+        if math.isnan(high):
             # Classes masked in both have no difference. One masked in p alone has no weight either, and where one is
             # masked in q alone the row goes the careful way.
             bad = a.amax(1).isnan() | b.amax(1).isnan()
-            t.nan_to_num_(nan=0, posinf=1e4, neginf=-math.inf)
-            mean = _sum_of_rows(torch.mul(w, t, out=work)).div_(total)
-        t.sub_(mean.unsqueeze(1))
-        torch.mul(t, t, out=square)
-        reach = square.amax(1)
-        kl = _bregman(w, t, square, reach, total, work)
-        kl.masked_fill_(mean.square() > 2 * NEAR_OFFSET**2 * kl, math.nan)
-        if bool((reach > SERIES[-1][0] ** 2).any()):
-            kl = torch.where(kl.isnan(), self._far(b, work, total, mean, a, out_of_range), kl)
-        if bad is not None:
-            kl.masked_fill_(bad, math.nan)
+            torch.sub(b, a, out=t).nan_to_num_(nan=0, posinf=1e4, neginf=-math.inf)
+            mean, reach = self._centre(w, t, square, work, total)
+            low, high = _range(reach)
+        kl = None
+        if not low > REACH:
+            kl = _bregman(w, t, square, reach, total, work)
+            near = mean.square().mul_(0.5 / NEAR_OFFSET**2) <= kl
+            if bad is not None:
+                near &= ~bad
+            if bool(near.all()):
+                return kl
+            kl.masked_fill_(~near, math.nan)
+        if not high <= REACH:
+            far = self._far(b, work, total, mean, shifted, bad)
+            kl = far if kl is None else torch.where(kl.isnan(), far, kl)
+        assert kl is not None
         left = kl.isnan().nonzero()[:, 0]
         if len(left):
             kl[left] = self._in_double(a[left], b[left])
         return kl
 
-    def _far(self, b: Tensor, work: Tensor, total: Tensor, mean: Tensor, a: Tensor, shifted: Tensor) -> Tensor:
+    def _centre(self, w: Tensor, t: Tensor, square: Tensor, work: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the mean under w from t. Returns the mean, and how far the square of t reaches."""
+        mean = _sum_of_rows(torch.mul(w, t, out=work)).div_(total)
+        t.sub_(mean.unsqueeze(1))
+        return mean, torch.mul(t, t, out=square).amax(1)
+
+    def _far(
+        self, b: Tensor, work: Tensor, total: Tensor, mean: Tensor, shifted: Tensor | None, bad: Tensor | None
+    ) -> Tensor:
         """The textbook form, NaN where it has no digits."""
         total_b = _sum_of_rows(torch.exp(b, out=work))
         kl = (total_b / total).log_() - mean
         low, high = SINGLE_RANGE
-        sound = (total_b > low) & (total_b < high) & ~shifted
-        sound &= (kl >= FAR) & (mean.abs() <= FAR_OFFSET * kl) & (kl < math.inf)
+        sound = (total_b >= low) & (total_b <= high) & (mean.abs() <= FAR_OFFSET * kl)
+        sound &= (kl >= FAR) & (kl < math.inf)
+        for others in (shifted, bad):
+            if others is not None:
+                sound &= ~others
         return kl.masked_fill_(~sound, math.nan)
 
     def _in_double(self, a: Tensor, b: Tensor) -> Tensor:
@@ -284,15 +301,25 @@ def _bregman(w: Tensor, t: Tensor, square: Tensor, reach: Tensor, total: Tensor,
         total: sum of the weights.
         work: memory for the result of each element.
     """
+    low, high = _range(reach)
     kl = torch.full_like(reach, math.nan)
-    low = -1.0
+    nearer = -1.0
     for largest, coefficients in POLYNOMIALS:
-        high = largest**2
-        within = (reach > low) & (reach <= high)
-        low = high
-        if bool(within.all()):
+        here = (nearer, largest**2)
+        nearer = here[1]
+        if here[0] < low and high <= here[1]:
             return _weighted(w, t, square, coefficients, work).div_(total).log1p_()
-        if bool(within.any()):
+        if high <= here[0] or low > here[1]:
+            continue
+        within = (reach > here[0]) & (reach <= here[1])
+        count = int(within.sum())
+        if not count:
+            continue
+        # Most of the rows are faster computed all together than picked out.
+        if 2 * count > len(within):
+            value = _weighted(w, t, square, coefficients, work).div_(total).log1p_()
+            kl = torch.where(within, value, kl)
+        else:
             some = t[within]
             sums = _weighted(w[within], some, square[within], coefficients, torch.empty_like(some))
             kl[within] = sums.div_(total[within]).log1p_()
@@ -308,10 +335,21 @@ def _weighted(w: Tensor, t: Tensor, square: Tensor, coefficients: list[float], w
     return _sum_of_rows(work.mul_(square).mul_(w))
 
 
+def _range(x: Tensor) -> tuple[float, float]:
+    """Least and greatest; NaN if there is one."""
+    low, high = x.aminmax()
+    return low.item(), high.item()
+
+
+def _all_within(x: Tensor, bounds: tuple[float, float]) -> bool:
+    low, high = _range(x)
+    return bounds[0] <= low and high <= bounds[1]
+
+
 def _sum_of_rows(x: Tensor) -> Tensor:
     """Sum along the last axis, the same to the last bit whatever other rows there are."""
     if x.shape[-1] < FEW:
         first, *others = x.unbind(-1)
         return sum(others, first.clone())
     # Of a row alone torch makes several sums, one for each thread.
-    return x.sum(-1) if x.ndim > 2 or len(x) > 1 else x.expand(2, -1).sum(-1)[:1]
+    return x.sum(-1) if x.ndim > 2 or len(x) != 1 else x.expand(2, -1).sum(-1)[:1]

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from klmetric import blocks, rows
 from klmetric.gradient import KLOfRows
@@ -22,7 +23,8 @@ def kl_of_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
     if torch.compiler.is_compiling() or p.device.type != "cpu":
         # One expression, for the compiler to fuse.
         return rows.plain(p, q, options)
-    if not (p.requires_grad or q.requires_grad):
+    # (Forward mode marks no tensor, but has a level while it is on.)
+    if not (p.requires_grad or q.requires_grad or forward_ad._current_level >= 0):
         return blocks.kl_rows(p, q, options)
     # Also where gradients are disabled: it disables them for the arithmetic.
     kl: Tensor = KLOfRows.apply(p, q, options)  # type: ignore[no-untyped-call]

@@ -1,12 +1,9 @@
 r"""The divergence of each row with gradients, in the memory of the inputs.
 
 Saved for the backward pass are p and q alone. With t the difference of the logits from its mean under p, as in
-`klmetric.blocks`, the derivatives by the logits are
+`klmetric.blocks`, the derivatives by the logits a (of p) and b (of q) are
 
-.. math:: \frac{\partial KL}{\partial a} = -p \, t, \qquad
-          \frac{\partial KL}{\partial b} = q - p = p \left( e^{t - KL} - 1 \right)
-
-of which the last form keeps its digits where q is near p.
+.. math:: \frac{\partial KL}{\partial a} = -p \, t, \qquad \frac{\partial KL}{\partial b} = q - p
 """
 
 from typing import Any
@@ -81,25 +78,17 @@ def _of_logits(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], optio
     a, b = (x.to(g.dtype) for x in (a, b))
     if options.temperature != 1:
         a, b, g = a / options.temperature, b / options.temperature, g / options.temperature
-    forward = {"forward": [False], "reverse": [True], "jeffreys": [False, True]}[options.direction]
-    totals: list[Tensor] = []
-    for swapped in forward:
-        pair = (b, a) if swapped else (a, b)
-        of_pair = _derivatives(*pair)
-        found = [of_pair[i ^ swapped] * g for i in (0, 1) if wanted[i]]
-        totals = [x + y for x, y in zip(totals, found, strict=True)] if totals else found
-    return totals
-
-
-def _derivatives(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """By the logits of p and of q."""
     p, q = a.softmax(-1), b.softmax(-1)
-    d = torch.where(p == 0, 0, b - a)
-    t = d - (p * d).sum(-1, keepdim=True)
-    # The logarithm of q/p.
-    s = t - (p * (t.expm1() - t)).sum(-1, keepdim=True).log1p()
-    near = s.abs() < rows.NEAR
-    return -p * t, torch.where(near, p * torch.where(near, s, 0).expm1(), q - p)
+    totals = [torch.zeros_like(p) if is_wanted else None for is_wanted in wanted]
+    for swapped in {"forward": (False,), "reverse": (True,), "jeffreys": (False, True)}[options.direction]:
+        of_p, of_q = reversed(totals) if swapped else totals
+        first, second = (q, p) if swapped else (p, q)
+        if of_q is not None:
+            of_q += second - first
+        if of_p is not None:
+            d = torch.where(first == 0, 0, (a - b) if swapped else (b - a))
+            of_p -= first * (d - (first * d).sum(-1, keepdim=True))
+    return [total.mul_(g) for total in totals if total is not None]
 
 
 def _of_anything(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: Options) -> list[Tensor]:

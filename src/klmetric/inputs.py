@@ -104,7 +104,9 @@ def _check_weight(weight: Tensor | None, kl: Tensor) -> Tensor | None:
             "`weight` must have one entry per sample or per row: its shape a prefix of the batch shape."
             f" Got weight {tuple(weight.shape)} for batch shape {tuple(kl.shape)}. The class axis has no weights."
         )
-    if weight.dtype is not torch.bool and not bool(((weight >= 0) & (weight < math.inf)).all()):
+    if torch.compiler.is_compiling():  # where the data cannot be looked at
+        pass
+    elif weight.dtype is not torch.bool and not bool(((weight >= 0) & (weight < math.inf)).all()):
         lowest = weight.min().item()
         what = "NaN" if weight.isnan().any() else f"{lowest:g}" if lowest < 0 else "inf"
         raise ValueError(f"`weight` must be finite and at least 0. Got {what}, shape {tuple(weight.shape)}.")
@@ -152,6 +154,11 @@ def _check_rows(rows: Rows, inputs: tuple[Tensor, Tensor] | None, options: Optio
     """With nan_strategy="error", raise if a row that counts is no pair of distributions."""
     if options.nan_strategy != "error":
         return
+    if torch.compiler.is_compiling():
+        raise ValueError(
+            "nan_strategy='error' must look at the data, which compiled code cannot. Got it under torch.compile."
+            " Use 'propagate' or 'ignore' there."
+        )
     invalid = rows.kl.isnan() & ~rows.left_out
     if not bool(invalid.any()):
         return
@@ -187,11 +194,12 @@ def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Opt
     A gradient of 0 that flows into such a row comes out as 0 times infinity. Only a row that was never there has none:
     measure again with two equal rows in its place.
     """
-    if not rows.kl.requires_grad:
+    ignores = options.nan_strategy == "ignore"
+    if not rows.kl.requires_grad or (rows.weight is None and not ignores):
         return rows
     invalid = rows.kl.isnan()
-    left_out = rows.left_out | invalid if options.nan_strategy == "ignore" else rows.left_out
-    if not bool(left_out.any()):
+    left_out = rows.left_out | invalid if ignores else rows.left_out
+    if not torch.compiler.is_compiling() and not bool(left_out.any()):
         return rows
     mask = left_out.unsqueeze(-1)
     kl = kl_of_rows(p.masked_fill(mask, 1), q.masked_fill(mask, 1), options)

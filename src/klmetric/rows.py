@@ -132,18 +132,38 @@ def _floor_probs(x: Tensor, eps: float) -> Tensor:
 def _kl_of_logits(a: Tensor, b: Tensor) -> Tensor:
     # Apart from the largest logit, so that a constant in all of them costs no digits.
     peak_a, peak_b = (x.amax(-1, keepdim=True).detach() for x in (a, b))
-    log_sum_a, log_sum_b = (a - peak_a).logsumexp(-1, keepdim=True), (b - peak_b).logsumexp(-1, keepdim=True)
-    p, q = (a - peak_a - log_sum_a).exp(), (b - peak_b - log_sum_b).exp()
+    w = (a - peak_a).exp()
+    total = w.sum(-1, keepdim=True)
     # The difference of the logits comes first: between near-equal models it is exact, and their normalisers are not.
     # Between logits that a large constant keeps apart it is not exact either.
     offset = peak_b - peak_a
-    difference = torch.where(offset.abs() < 1, (b - a) - offset, (b - peak_b) - (a - peak_a))
-    s = torch.where(p == 0, 0, difference - (log_sum_b - log_sum_a))
-    near = s.abs() < NEAR
-    s_near = torch.where(near, s, 0)
-    kl = _sum_of_terms(p, q, near, torch.expm1(s_near) - s_near, -torch.where(near, 0, s))
-    # Also where exp(a) is too small for a number.
-    return kl.masked_fill(((b == -math.inf) & (a > -math.inf)).any(-1) & kl.isfinite(), math.inf)
+    d = torch.where(offset.abs() < 1, (b - a) - offset, (b - peak_b) - (a - peak_a))
+    d = torch.where(w == 0, 0, d)
+    mean = (w * d).sum(-1, keepdim=True) / total
+    t = d - mean
+    # w e^t without w, which may be too small for a number. Where the largest of them would be too large for one, the
+    # divergence is so large that it is their sum alone.
+    huge = mean < -20
+    shift = torch.where(huge, -mean, 0)
+    weighted = (b - peak_b - mean - shift).exp()
+    near = (t.abs() < NEAR) & (w > 0) & ~huge
+    t_near, t_far = torch.where(near, t, 0), torch.where(near | (w == 0), 0, t)
+    far = torch.where(huge, weighted, weighted - w * (1 + t_far))
+    terms = torch.where(near, w * t_near.square() * _series(t_near), far).clamp_min(0)
+    quotient = terms.sum(-1, keepdim=True) / total
+    kl = torch.where(huge, shift + torch.where(huge, quotient, 1).log(), quotient.log1p()).squeeze(-1)
+    # Also where exp(a) is too small for a number. (The total is NaN where the row is no distribution.)
+    infinite = ((b == -math.inf) & (a > -math.inf)).any(-1) & (total.squeeze(-1) + offset.squeeze(-1)).isfinite()
+    return kl.masked_fill(infinite, math.inf)
+
+
+def _series(t: Tensor) -> Tensor:
+    """The quotient (e^t - 1 - t) / t^2, to the last digit for |t| up to `NEAR`."""
+    degree = 6 if t.dtype == torch.float32 else 12
+    value = torch.full_like(t, 1 / math.factorial(degree + 2))
+    for k in reversed(range(degree)):
+        value = value * t + 1 / math.factorial(k + 2)
+    return value
 
 
 def _kl_of_probs(p: Tensor, q: Tensor) -> Tensor:
