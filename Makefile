@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check
+.PHONY: demo test check bench
 
 demo: $(INSTALLED)
 	$(BIN)/klmetric demo
@@ -15,6 +15,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Half an hour; `make bench ARGS=--quick` takes fewer rounds. It installs the libraries that it compares with.
+bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/all.py $(ARGS)
 
 # The environment, made once and made again when what it holds changes.
 $(INSTALLED): pyproject.toml constraints.txt

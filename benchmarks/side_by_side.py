@@ -4,14 +4,13 @@ A process of its own gives each the default allocator as its own calls leave it.
 over all of them, so their ratios hold where their times do not.
 """
 
-import gc
 import json
 import multiprocessing
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -30,55 +29,70 @@ MODULES = {"pytorch-ignite": "ignite"}
 RESULTS = Path(__file__).parent / "results"
 
 
-def medians(
-    contenders: Mapping[str, tuple[Setup, tuple[Any, ...]]], rounds: int = 11, calls: int = 1
-) -> dict[str, float]:
-    """Seconds of one call of each contender: the median over rounds.
+class Contenders:
+    """Processes that wait for their turn. Close them, or use them in a `with`."""
 
-    Args:
-        contenders: by name, a function of a module, and its arguments.
-        rounds: how often each has its turn.
-        calls: how many calls make a turn, of which the mean counts; for what takes microseconds.
-    """
-    context = multiprocessing.get_context("spawn")
-    workers: dict[str, tuple[Connection, Any]] = {}
-    try:
-        for name, (setup, arguments) in contenders.items():
+    def __init__(self, names: Iterable[str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.workers: dict[str, tuple[Connection, Any]] = {}
+        for name in names:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, setup, arguments, calls), daemon=True)
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
             process.start()
             theirs.close()
-            workers[name] = ours, process
-            ours.recv()  # inputs made, two calls done
-        times: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in range(rounds):
-            for name, (pipe, _) in workers.items():
-                time.sleep(QUIET)
-                pipe.send("go")
-                times[name].append(pipe.recv())
-        return {name: statistics.median(seconds) for name, seconds in times.items()}
-    finally:
-        for pipe, process in workers.values():
+            self.workers[name] = ours, process
+
+    def __enter__(self) -> "Contenders":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe, process in self.workers.values():
             pipe.close()
             process.join(10)
 
+    def medians(
+        self, setups: Mapping[str, tuple[Setup, tuple[Any, ...]]], rounds: int = 9, calls: int = 1
+    ) -> dict[str, float]:
+        """Seconds of one call of each contender: the median over rounds.
 
-def _work(pipe: Connection, setup: Setup, arguments: tuple[Any, ...], calls: int) -> None:
-    call = setup(*arguments)
-    for _ in range(2 * calls):
-        call()
-    gc.disable()
-    pipe.send("ready")
-    while True:
-        try:
-            pipe.recv()
-        except EOFError:
-            return
-        call()  # wakes the threads
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        pipe.send((time.perf_counter() - start) / calls)
+        Args:
+            setups: by name, a function of a module, and its arguments.
+            rounds: how often each has its turn.
+            calls: how many calls make a turn, of which the mean counts; for what takes microseconds.
+        """
+        for name, (setup, arguments) in setups.items():
+            pipe, _ = self.workers[name]
+            pipe.send((setup, arguments, calls))
+            pipe.recv()  # inputs made, two turns done
+        times: dict[str, list[float]] = {name: [] for name in setups}
+        for _ in range(rounds):
+            for name in setups:
+                time.sleep(QUIET)
+                pipe, _ = self.workers[name]
+                pipe.send(None)
+                times[name].append(pipe.recv())
+        return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def _work(pipe: Connection) -> None:
+    try:
+        while True:
+            order = pipe.recv()
+            if order is not None:
+                setup, arguments, calls = order
+                call = None  # frees the inputs of the case before
+                call = setup(*arguments)
+                for _ in range(2 * calls):
+                    call()
+                pipe.send("ready")
+                continue
+            call()  # wakes the threads
+            start = time.perf_counter()
+            for _ in range(calls):
+                call()
+            pipe.send((time.perf_counter() - start) / calls)
+    except EOFError:
+        return
 
 
 def machine() -> dict[str, Any]:
@@ -119,7 +133,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def report(question: str, text: str, figures: Any) -> None:
     """Print the table and write the figures as JSON, with the machine they were made on."""
     here = machine()
-    print(f"## {question}\n\n{text}\n")
+    print(f"## {question}\n\n{text}")
     RESULTS.mkdir(exist_ok=True)
     name = Path(__import__("__main__").__file__).stem
     (RESULTS / f"{name}.json").write_text(

@@ -1,5 +1,7 @@
 """The laws of the totals: empty is neutral, merge is associative and commutative."""
 
+import math
+
 import pytest
 import torch
 
@@ -70,3 +72,13 @@ def test_fingerprints_differ_by_more_than_torchmetrics_overlooks(other):
 def test_where_there_is_no_float64_the_totals_live_on_the_cpu():
     assert totals.device_of_totals(torch.device("mps")) == torch.device("cpu")
     assert totals.device_of_totals(torch.device("cuda", 1)) == torch.device("cuda", 1)
+
+
+def test_no_drift_over_a_million_updates():
+    rows = torch.rand(1000, generator=torch.Generator().manual_seed(0)).pow(8)
+    batches = [totals.of_rows(row, None) for row in rows.unsqueeze(1)]
+    total = totals.empty(OPTIONS)
+    for i in range(10**6):
+        total = total + batches[i % 1000]
+    exact = math.fsum(rows.double().tolist()) / 1000
+    assert abs(totals.value(total.tolist(), "mean", "propagate") / exact - 1) <= 1e-12

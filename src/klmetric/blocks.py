@@ -18,7 +18,8 @@ any batch.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from operator import ge, le
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from torch import Tensor
 from klmetric import rows
 from klmetric.options import Options
 
-# Bytes of one of the arrays that a block needs, of which there are three or four.
+# Bytes of one of the arrays that a block needs, of which there are three.
 BLOCK = 3 * 2**19
 # Rows of at least this many classes start out in float32.
 WIDE = 256
@@ -126,16 +127,6 @@ def _log_mass(x: Tensor, as_logits: bool) -> Tensor:
     return torch.cat(parts, -1).logsumexp(-1)
 
 
-def _bounds(least: float) -> tuple[Tensor, Tensor]:
-    """Within which the two sums of exponentials and the textbook divergence have all their digits."""
-    low, high = DOUBLE_RANGE
-    bounds = torch.tensor([[low, low, least], [high, high, 1e300]], dtype=torch.float64).unsqueeze(2)
-    return bounds[0], bounds[1]
-
-
-BOUNDS, BOUNDS_OF_DOUBLE = _bounds(LEAST), _bounds(LEAST_OF_DOUBLE)
-
-
 class _Double:
     """Rows computed in float64, and the memory that a block of them needs."""
 
@@ -143,7 +134,9 @@ class _Double:
         self.size = min(n, max(1, BLOCK // 8 // classes))
         self.buffers = torch.empty(3, self.size, classes, dtype=torch.float64)
         self.is_double = dtype == torch.float64
-        self.low, self.high = BOUNDS_OF_DOUBLE if self.is_double else BOUNDS
+        # Within which the two sums of exponentials and the textbook divergence have all their digits.
+        least, (low, high) = (LEAST_OF_DOUBLE if self.is_double else LEAST), DOUBLE_RANGE
+        self.low, self.high = (low, low, least), (high, high, 1e300)
 
     def __call__(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
         """KL of each row of two matrices, in memory that the next call writes to."""
@@ -168,9 +161,11 @@ class _Double:
         torch.sub((total_v / total_w).log_(), kl, out=kl)
         # A negative probability shows in the logarithm, but for one against another.
         sound = as_logits or w.amin().item() >= 0
-        if sound and torch.equal(sums.clamp(self.low, self.high), sums):
+        least, most = sums.amin(1).tolist(), sums.amax(1).tolist()
+        if sound and all(map(ge, least, self.low)) and all(map(le, most, self.high)):
             return kl
-        settled = ((sums >= self.low) & (sums <= self.high)).all(0)
+        low, high = (torch.tensor(bounds, dtype=torch.float64).unsqueeze(1) for bounds in (self.low, self.high))
+        settled = ((sums >= low) & (sums <= high)).all(0)
         if not sound:
             settled &= w.amin(1) >= 0
         return self._the_rest(kl, (~settled).nonzero()[:, 0], a, b, as_logits)
@@ -193,9 +188,9 @@ class _Double:
         w, d = (x.exp(), y - x) if as_logits else (x, (y / x).log_())
         total = _sum_of_rows(w)
         t = d.sub_((_sum_of_rows(w * d) / total).unsqueeze(1))
-        square = t * t
-        reach = square.amax(1).masked_fill_(~(total > DOUBLE_RANGE[0]) | (w.amin(1) < 0), math.nan)
-        return _bregman(w, t, square, reach, total, torch.empty_like(t))
+        work = t * t
+        reach = work.amax(1).masked_fill_(~(total > DOUBLE_RANGE[0]) | (w.amin(1) < 0), math.nan)
+        return _bregman(w, t, reach, total, work)
 
 
 class _Single:
@@ -203,11 +198,11 @@ class _Single:
 
     def __init__(self, n: int, classes: int, dtype: torch.dtype) -> None:
         self.size = min(n, max(1, BLOCK // 4 // classes))
-        self.buffers = torch.empty(4, self.size, classes)
+        self.buffers = torch.empty(3, self.size, classes)
 
     def __call__(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
         """KL of each row of two matrices."""
-        w, t, square, work = self.buffers[:, : a.shape[0], : a.shape[1]].unbind()
+        w, t, work = self.buffers[:, : a.shape[0], : a.shape[1]].unbind()
         torch.exp(a, out=w)
         total = _sum_of_rows(w)
         shifted = None
@@ -218,7 +213,7 @@ class _Single:
             w[shifted] = some.sub_(some.amax(1, keepdim=True)).exp_()
             total = _sum_of_rows(w)
         torch.sub(b, a, out=t)
-        mean, reach = self._centre(w, t, square, work, total)
+        mean, reach = self._centre(w, t, work, total)
         low, high = _range(reach)
         bad = None
         if math.isnan(high):
@@ -226,11 +221,11 @@ class _Single:
             # masked in q alone the row goes the careful way.
             bad = a.amax(1).isnan() | b.amax(1).isnan()
             torch.sub(b, a, out=t).nan_to_num_(nan=0, posinf=1e4, neginf=-math.inf)
-            mean, reach = self._centre(w, t, square, work, total)
+            mean, reach = self._centre(w, t, work, total)
             low, high = _range(reach)
         kl = None
         if not low > REACH:
-            kl = _bregman(w, t, square, reach, total, work)
+            kl = _bregman(w, t, reach, total, work)
             near = mean.square().mul_(0.5 / NEAR_OFFSET**2) <= kl
             if bad is not None:
                 near &= ~bad
@@ -246,11 +241,11 @@ class _Single:
             kl[left] = self._in_double(a[left], b[left])
         return kl
 
-    def _centre(self, w: Tensor, t: Tensor, square: Tensor, work: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    def _centre(self, w: Tensor, t: Tensor, work: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         """Take the mean under w from t. Returns the mean, and how far the square of t reaches."""
         mean = _sum_of_rows(torch.mul(w, t, out=work)).div_(total)
         t.sub_(mean.unsqueeze(1))
-        return mean, torch.mul(t, t, out=square).amax(1)
+        return mean, torch.mul(t, t, out=work).amax(1)
 
     def _far(
         self, b: Tensor, work: Tensor, total: Tensor, mean: Tensor, shifted: Tensor | None, bad: Tensor | None
@@ -287,28 +282,31 @@ def _polynomial(largest: float, degree: int) -> list[float]:
     return solution
 
 
-POLYNOMIALS = [(largest, _polynomial(largest, degree)) for largest, degree in SERIES]
+# The coefficients as tensors, as torch takes them, in each precision.
+POLYNOMIALS = {
+    dtype: [(largest, torch.tensor(_polynomial(largest, degree), dtype=dtype).unbind()) for largest, degree in SERIES]
+    for dtype in (torch.float32, torch.float64)
+}
 
 
-def _bregman(w: Tensor, t: Tensor, square: Tensor, reach: Tensor, total: Tensor, work: Tensor) -> Tensor:
+def _bregman(w: Tensor, t: Tensor, reach: Tensor, total: Tensor, work: Tensor) -> Tensor:
     """Logarithm of 1 + sum of w (e^t - 1 - t), over `total`; NaN for rows beyond the reach of the polynomials.
 
     Args:
         w: weights, not normalised.
         t: differences from their mean.
-        square: of t.
-        reach: largest square of each row.
+        reach: largest square of t in each row.
         total: sum of the weights.
         work: memory for the result of each element.
     """
     low, high = _range(reach)
     kl = torch.full_like(reach, math.nan)
     nearer = -1.0
-    for largest, coefficients in POLYNOMIALS:
+    for largest, coefficients in POLYNOMIALS[t.dtype]:
         here = (nearer, largest**2)
         nearer = here[1]
         if here[0] < low and high <= here[1]:
-            return _weighted(w, t, square, coefficients, work).div_(total).log1p_()
+            return _weighted(w, t, coefficients, work).div_(total).log1p_()
         if high <= here[0] or low > here[1]:
             continue
         within = (reach > here[0]) & (reach <= here[1])
@@ -317,22 +315,22 @@ def _bregman(w: Tensor, t: Tensor, square: Tensor, reach: Tensor, total: Tensor,
             continue
         # Most of the rows are faster computed all together than picked out.
         if 2 * count > len(within):
-            value = _weighted(w, t, square, coefficients, work).div_(total).log1p_()
+            value = _weighted(w, t, coefficients, work).div_(total).log1p_()
             kl = torch.where(within, value, kl)
         else:
             some = t[within]
-            sums = _weighted(w[within], some, square[within], coefficients, torch.empty_like(some))
+            sums = _weighted(w[within], some, coefficients, torch.empty_like(some))
             kl[within] = sums.div_(total[within]).log1p_()
     return kl
 
 
-def _weighted(w: Tensor, t: Tensor, square: Tensor, coefficients: list[float], work: Tensor) -> Tensor:
+def _weighted(w: Tensor, t: Tensor, coefficients: Sequence[Tensor], work: Tensor) -> Tensor:
     """Sum of w t^2 (c0 + c1 t + ...) of each row."""
-    *rest, before, last = (torch.tensor(c, dtype=t.dtype) for c in coefficients)
+    *rest, before, last = coefficients
     torch.add(before, t, alpha=last.item(), out=work)
     for coefficient in reversed(rest):
         torch.addcmul(coefficient, work, t, out=work)
-    return _sum_of_rows(work.mul_(square).mul_(w))
+    return _sum_of_rows(work.mul_(t).mul_(t).mul_(w))
 
 
 def _range(x: Tensor) -> tuple[float, float]:
@@ -350,6 +348,6 @@ def _sum_of_rows(x: Tensor) -> Tensor:
     """Sum along the last axis, the same to the last bit whatever other rows there are."""
     if x.shape[-1] < FEW:
         first, *others = x.unbind(-1)
-        return sum(others, first.clone())
+        return sum(others[1:], first + others[0]) if others else first.clone()
     # Of a row alone torch makes several sums, one for each thread.
     return x.sum(-1) if x.ndim > 2 or len(x) != 1 else x.expand(2, -1).sum(-1)[:1]

@@ -23,9 +23,14 @@ def kl_of_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
     if torch.compiler.is_compiling() or p.device.type != "cpu":
         # One expression, for the compiler to fuse.
         return rows.plain(p, q, options)
-    # (Forward mode marks no tensor, but has a level while it is on.)
-    if not (p.requires_grad or q.requires_grad or forward_ad._current_level >= 0):
+    if not has_gradient(p, q):
         return blocks.kl_rows(p, q, options)
     # Also where gradients are disabled: it disables them for the arithmetic.
     kl: Tensor = KLOfRows.apply(p, q, options)  # type: ignore[no-untyped-call]
     return kl
+
+
+def has_gradient(*xs: Tensor) -> bool:
+    """Whether derivatives may be wanted of what is made of these tensors."""
+    # Forward mode marks no tensor, but has a level while it is on.
+    return forward_ad._current_level >= 0 or any(x.requires_grad for x in xs)

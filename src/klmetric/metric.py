@@ -13,6 +13,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from klmetric import totals
+from klmetric.divergence import has_gradient
 from klmetric.inputs import Input, measure
 from klmetric.options import (
     Direction,
@@ -189,7 +190,7 @@ class KLDivergence(Metric):
             self._warned = warned and self.options.nan_strategy == "ignore"
         if self.reduction == "none":
             return dim_zero_cat(rows).to(self.dtype) / self._unit
-        if sums.requires_grad:
+        if has_gradient(sums):
             value: Tensor = totals.value(sums, self.reduction, self.options.nan_strategy) / self._unit
             return value.to(self.device, self.dtype)
         number = totals.value(numbers, self.reduction, self.options.nan_strategy) / self._unit

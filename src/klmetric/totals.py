@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klmetric.divergence import has_gradient
 from klmetric.options import NanStrategy, Options, Reduction
 
 # Rows that are added up at once: torch makes a float64 copy of what it adds up in float64.
@@ -39,7 +40,7 @@ def of_rows(kl: Tensor, weight: Tensor | None) -> Tensor:
         weight: weight of each row, of the shape of `kl`; None for 1.
     """
     device = device_of_totals(kl.device)
-    if weight is None and not kl.requires_grad and kl.device.type == "cpu" and not torch.compiler.is_compiling():
+    if weight is None and kl.device.type == "cpu" and not (torch.compiler.is_compiling() or has_gradient(kl)):
         # Few operations, for small batches, and no copy, for large ones.
         n, invalid = kl.numel(), 0
         samples = kl.shape[0] if kl.ndim and n else n

@@ -1,0 +1,144 @@
+"""What people use for the KL divergence of logits, as each library's documentation has it.
+
+Each function makes two tensors of logits and returns the call that is timed. With `shape` (rows, classes), `dtype` the
+name of a torch dtype, and `kind` how far the two are apart: "near" (q is p with noise, as a quantised model is), or
+"far" (unrelated).
+"""
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, int]
+Call = Callable[[], object]
+NOISE = 0.02
+
+
+def logits(shape: Shape, dtype: str, kind: str) -> tuple[Tensor, Tensor]:
+    """Two tensors of logits."""
+    generator = torch.Generator().manual_seed(0)
+    p, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+    q = p + NOISE * noise if kind == "near" else noise
+    torch.set_grad_enabled(False)
+    return p.to(getattr(torch, dtype)), q.to(getattr(torch, dtype))
+
+
+def klmetric(shape: Shape, dtype: str, kind: str) -> Call:
+    """`klmetric.KLDivergence`."""
+    from klmetric import KLDivergence
+
+    p, q = logits(shape, dtype, kind)
+    metric = KLDivergence(input_format="logits")
+
+    def call() -> Tensor:
+        metric.reset()
+        metric.update(p, q)
+        return metric.compute()
+
+    return call
+
+
+def klmetric_compiled(shape: Shape, dtype: str, kind: str) -> Call:
+    """`klmetric.kl_divergence` under `torch.compile`."""
+    from klmetric import kl_divergence
+
+    p, q = logits(shape, dtype, kind)
+    compiled = torch.compile(kl_divergence, fullgraph=True, dynamic=False)
+    return lambda: compiled(p, q, input_format="logits")
+
+
+def torchmetrics_log(shape: Shape, dtype: str, kind: str) -> Call:
+    """Log-softmax, then `torchmetrics.KLDivergence(log_prob=True)`."""
+    from torchmetrics.regression import KLDivergence
+
+    p, q = logits(shape, dtype, kind)
+    metric = KLDivergence(log_prob=True)
+
+    def call() -> Tensor:
+        metric.reset()
+        metric.update(p.log_softmax(-1), q.log_softmax(-1))
+        return metric.compute()
+
+    return call
+
+
+def torchmetrics_probs(shape: Shape, dtype: str, kind: str) -> Call:
+    """Softmax, then `torchmetrics.KLDivergence()`."""
+    from torchmetrics.regression import KLDivergence
+
+    p, q = logits(shape, dtype, kind)
+    metric = KLDivergence()
+
+    def call() -> Tensor:
+        metric.reset()
+        metric.update(p.softmax(-1), q.softmax(-1))
+        return metric.compute()
+
+    return call
+
+
+def torch_kl_div(shape: Shape, dtype: str, kind: str) -> Call:
+    """Log-softmax, then `F.kl_div`."""
+    p, q = logits(shape, dtype, kind)
+    return lambda: torch.nn.functional.kl_div(
+        q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+
+
+def ignite(shape: Shape, dtype: str, kind: str) -> Call:
+    """`ignite.metrics.KLDivergence`, which takes logits."""
+    from ignite.metrics import KLDivergence
+
+    p, q = logits(shape, dtype, kind)
+    metric = KLDivergence()
+
+    def call() -> float:
+        metric.reset()
+        metric.update((q, p))
+        return metric.compute()
+
+    return call
+
+
+def keras(shape: Shape, dtype: str, kind: str) -> Call:
+    """Softmax, then `keras.metrics.KLDivergence` on the torch backend."""
+    os.environ["KERAS_BACKEND"] = "torch"
+    from keras.metrics import KLDivergence
+
+    p, q = logits(shape, dtype, kind)
+    metric = KLDivergence(dtype=dtype)
+
+    def call() -> object:
+        metric.reset_state()
+        metric.update_state(p.softmax(-1), q.softmax(-1))
+        return metric.result()
+
+    return call
+
+
+def scipy(shape: Shape, dtype: str, kind: str) -> Call:
+    """Softmax, then `scipy.special.rel_entr`."""
+    from scipy.special import rel_entr
+
+    p, q = logits(shape, dtype, kind)
+    return lambda: rel_entr(p.softmax(-1).float().numpy(), q.softmax(-1).float().numpy()).sum(-1).mean()
+
+
+def floor(shape: Shape, dtype: str, kind: str) -> Call:
+    """Both inputs read once: no method can be faster."""
+    p, q = logits(shape, dtype, kind)
+    return lambda: p.sum() + q.sum()
+
+
+PEERS = {
+    "torchmetrics, log": torchmetrics_log,
+    "torchmetrics, probs": torchmetrics_probs,
+    "F.kl_div": torch_kl_div,
+    "ignite": ignite,
+    "keras": keras,
+    "scipy": scipy,
+}
+EVERYONE = {"klmetric": klmetric, "klmetric, compiled": klmetric_compiled, **PEERS, "read only": floor}
+SHAPES: tuple[Shape, ...] = ((100_000, 2), (100_000, 10), (20_000, 100), (8192, 1000), (512, 32_000), (128, 128_256))

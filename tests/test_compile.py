@@ -1,0 +1,63 @@
+"""Under `torch.compile`: the whole function in one graph, forward and backward."""
+
+import shutil
+
+import pytest
+import torch
+from cases import logits, pair
+
+from klmetric import kl_divergence
+
+pytestmark = [
+    pytest.mark.skipif(
+        not (shutil.which("g++") or shutil.which("clang++")), reason="the compiler needs a C++ compiler"
+    ),
+    pytest.mark.filterwarnings("ignore"),  # of the compiler, about itself
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_same_value_and_gradient(dynamic):
+    compiled = torch.compile(kl_divergence, fullgraph=True, dynamic=dynamic)
+    for shape in ((8, 300), (5, 70)):
+        p, q = logits(*shape), (logits(*shape) + 0.01 * logits(*shape, seed=1)).requires_grad_()
+        value = compiled(p, q, input_format="logits")
+        value.backward()
+        gradient, q.grad = q.grad, None
+        expected = kl_divergence(p, q, input_format="logits")
+        expected.backward()
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(gradient, q.grad, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("nan_strategy", ["propagate", "ignore"])
+def test_weights_and_bad_rows(nan_strategy):
+    compiled = torch.compile(kl_divergence, fullgraph=True)
+    p, q = pair(6, 5)
+    q[1] = torch.nan
+    weight = torch.tensor([1.0, 0.0, 2.0, 1.0, 1.0, 0.5])
+    options = {"weight": weight, "nan_strategy": nan_strategy}
+    torch.testing.assert_close(compiled(p, q, **options), kl_divergence(p, q, **options))
+    if nan_strategy == "propagate":
+        assert compiled(p, q).isnan()
+
+
+def test_what_needs_a_look_at_the_data_says_so():
+    compiled = torch.compile(kl_divergence, fullgraph=True)
+    with pytest.raises(Exception, match="nan_strategy='error' must look at the data"):
+        compiled(*pair(6, 5), nan_strategy="error")
+
+
+@pytest.mark.parametrize("divergence", [1e-12, 1e-6, 1.0])
+def test_near_equal_rows_keep_their_digits(divergence):
+    compiled = torch.compile(kl_divergence, fullgraph=True)
+    p = logits(4, 1000)
+    q = (p.double() + (2 * divergence) ** 0.5 * logits(4, 1000, seed=1, dtype=torch.float64)).float()
+    exact = kl_divergence(p.double(), q.double(), input_format="logits", reduction="none")
+    value = compiled(p, q, input_format="logits", reduction="none")
+    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=0)

@@ -1,0 +1,108 @@
+"""Gradients: right to the second order, and in no more memory than `F.kl_div` takes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import DIRECTIONS, FORMATS, logits, pair
+from torch.nn import functional
+
+from klmetric import kl_divergence
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("p_format", FORMATS)
+@pytest.mark.parametrize("q_format", FORMATS)
+def test_first_and_second_derivatives(p_format, q_format, direction, temperature):
+    p = pair(2, 3, 4, input_format=p_format, dtype=torch.float64)[0].requires_grad_()
+    q = pair(2, 3, 4, input_format=q_format, dtype=torch.float64)[1].requires_grad_()
+
+    def rows(p, q):
+        options = {"input_format": (p_format, q_format), "direction": direction, "temperature": temperature}
+        return kl_divergence(p, q, reduction="none", **options)
+
+    assert torch.autograd.gradcheck(rows, (p, q), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(rows, (p, q))
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.3])
+@pytest.mark.parametrize("input_format", FORMATS)
+def test_with_a_floor(input_format, eps):
+    p, q = (x.requires_grad_() for x in pair(3, 4, input_format=input_format, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda p, q: kl_divergence(p, q, input_format=input_format, eps=eps), (p, q))
+
+
+@pytest.mark.parametrize("wanted", ["p", "q"])
+def test_of_one_alone(wanted):
+    p, q = pair(3, 4, input_format="logits", dtype=torch.float64)
+    (p if wanted == "p" else q).requires_grad_()
+    assert torch.autograd.gradcheck(lambda p, q: kl_divergence(p, q, input_format="logits"), (p, q))
+
+
+@pytest.mark.parametrize("shape", [(7, 10), (300, 2000), (3, 1000, 500)], ids=str)
+def test_as_kl_div_has_it(shape):
+    p, q = logits(*shape, dtype=torch.float64), logits(*shape, seed=1, dtype=torch.float64)
+    gradients = []
+    for loss in (
+        lambda a, b: functional.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="sum"),
+        lambda a, b: kl_divergence(a, b, input_format="logits", reduction="sum"),
+    ):
+        a, b = p.clone().requires_grad_(), q.clone().requires_grad_()
+        loss(a, b).backward()
+        gradients.append((a.grad, b.grad))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+
+
+def test_zero_for_equal_rows():
+    p = logits(3, 5)
+    q = p.clone().requires_grad_()
+    kl_divergence(p, q, input_format="logits").backward()
+    assert (q.grad == 0).all()
+
+
+def test_under_the_transforms_of_torch():
+    p, q = pair(3, 4, input_format="logits", dtype=torch.float64)
+
+    def mean(q):
+        return kl_divergence(p, q, input_format="logits")
+
+    q_with = q.clone().requires_grad_()
+    mean(q_with).backward()
+    torch.testing.assert_close(torch.func.grad(mean)(q), q_with.grad)
+    tangent = logits(3, 4, seed=9, dtype=torch.float64)
+    along = torch.func.jvp(mean, (q,), (tangent,))[1]
+    torch.testing.assert_close(along, (q_with.grad * tangent).sum())
+
+
+MEMORY = """
+import sys, torch
+from torch.nn import functional
+from klmetric import kl_divergence
+p = torch.randn(512, 32_000)
+q = (p + torch.randn(512, 32_000)).requires_grad_()
+def loss(p, q):
+    if sys.argv[1] == "ours":
+        return kl_divergence(p, q, input_format="logits")
+    return functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean")
+loss(p[:2], q[:2].detach().requires_grad_()).backward()
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+loss(p, q).backward()
+print((peak() - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of the memory from /proc")
+def test_takes_the_memory_of_the_gradient_alone():
+    command = [sys.executable, "-c", MEMORY]
+    ours, theirs = (
+        float(subprocess.run([*command, which], capture_output=True, text=True, check=True).stdout)
+        for which in ("ours", "theirs")
+    )
+    gradient = 512 * 32_000 * 4 / 2**20
+    assert gradient <= ours < 1.5 * gradient
+    assert ours < theirs
