@@ -71,6 +71,18 @@ class TestAccuracy:
         value = kl_divergence(p, q, input_format="logits", reduction="none")
         torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("classes", [3, 200, 5000])
+    def test_rows_of_half_precision_that_go_the_careful_way(self, classes, dtype):
+        p, q = pair_at(classes, 1.0)
+        p[:, 0], q[:, 0] = 40.0, 40.0
+        p[2], q[2] = 1 + p[2] / 1000, 1 + p[2] / 1000
+        p, q = p.to(dtype), q.to(dtype)
+        q[2, 1] = torch.nextafter(p[2, 1], p.new_tensor(9.0))
+        q[3, 0] = -40
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=torch.finfo(torch.float32).tiny)
+
     @pytest.mark.parametrize("gap", [30.0, 100.0, 1000.0, 10_000.0])
     @pytest.mark.parametrize("classes", [3, 200, 5000])
     def test_peaked_rows(self, classes, gap):
@@ -176,6 +188,8 @@ class TestBits:
         p[::5, 0] = q[::5, 0] = -INF
         q[::7] += 50
         p[::6, 1] += 200
+        # Within reach of the polynomial, but too far off for it.
+        q[2::9] = p[2::9] + 10 + 1.2 * torch.sign(logits(len(p[2::9]), classes, seed=7))
         if input_format == "probs":
             p, q = p.softmax(-1), q.softmax(-1)
 

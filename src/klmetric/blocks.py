@@ -97,7 +97,7 @@ def _fill(p: Tensor, q: Tensor, out: Tensor, options: Options) -> None:
 
 def _careful(a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
     """The expression of `klmetric.rows` in float64, a few rows at a time."""
-    out = a.new_empty(len(a))
+    out = torch.empty(len(a), dtype=torch.float64)
     size = max(1, CAREFUL // a.shape[-1])
     for start in range(0, len(a), size):
         x, y = a[start : start + size], b[start : start + size]
@@ -117,7 +117,7 @@ def _in_parts(
         masses = [_log_mass(z, as_logits) for z in (x, y)]
         blocks.append((*masses, kl(x, y, as_logits).double()))
     log_p, log_q, within = (torch.stack(parts, -1) for parts in zip(*blocks, strict=True))
-    value = rows.merge_classes(log_p, log_q, within)[2].to(a.dtype)
+    value = rows.merge_classes(log_p, log_q, within)[2]
     # A bad part of no weight would not show.
     return value.masked_fill(rows.invalid(a, b, as_logits), math.nan)
 
@@ -179,7 +179,7 @@ class _Double:
             carefully = near.isnan()
             left, a, b = left[carefully], a[carefully], b[carefully]
         if len(left):
-            kl[left] = _careful(a, b, as_logits).double()
+            kl[left] = _careful(a, b, as_logits)
         return kl
 
     def _near(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
@@ -233,7 +233,8 @@ class _Single:
                 return kl
             kl.masked_fill_(~near, math.nan)
         if not high <= REACH:
-            far = self._far(b, work, total, mean, shifted, bad)
+            # Not for rows within reach: they would have another value beside one that is not.
+            far = self._far(b, work, total, mean, shifted, bad).masked_fill_(reach <= REACH, math.nan)
             kl = far if kl is None else torch.where(kl.isnan(), far, kl)
         assert kl is not None
         left = kl.isnan().nonzero()[:, 0]
