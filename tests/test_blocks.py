@@ -102,6 +102,25 @@ class TestAccuracy:
         value = kl_divergence(p, q, input_format="logits", reduction="none")
         torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
 
+    @pytest.mark.parametrize("offset", [1e6, 1e9, 1e17, -1e17, 1e30])
+    @pytest.mark.parametrize("classes", [3, 300])
+    def test_a_constant_that_leaves_few_digits(self, classes, offset):
+        p = torch.stack([1e-6 * logits(classes), logits(classes)])
+        q = torch.full_like(p, offset)
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
+
+    @pytest.mark.parametrize("peak", [1000.3, 1e4, 1e8, 1e30])
+    @pytest.mark.parametrize("classes", [3, 300])
+    def test_a_floor_far_below_the_peak(self, classes, peak):
+        p, q = torch.zeros(2, classes), torch.zeros(2, classes)
+        q[0, 0] = peak
+        value = kl_divergence(p, q, input_format="logits", reduction="none", eps=1e-3)
+        floored = torch.full((classes,), 1e-3, dtype=torch.float64)
+        floored[0] = 1
+        expected = -math.log(classes) - (floored / floored.sum()).log().mean()
+        torch.testing.assert_close(value[0].double(), expected, rtol=RTOL, atol=0)
+
     @pytest.mark.parametrize("divergence", [1e-9, 1e-3, 1.0])
     @pytest.mark.parametrize("classes", [10, 1000])
     def test_an_outlier_among_near_equal_classes(self, classes, divergence):

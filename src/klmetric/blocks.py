@@ -47,8 +47,9 @@ REACH = SERIES[-1][0] ** 2
 # FAR_OFFSET times larger; in float64; and in float64 for input of float64, which is to keep its own digits.
 FAR, FAR_OFFSET = 0.3, 30.0
 LEAST, LEAST_OF_DOUBLE = 1e-8, 1e-2
-# The most that the mean of d may be larger than its deviation, about (2 KL)^(1/2), for the Bregman form in float32.
-NEAR_OFFSET = 8.0
+# The most that the mean of d may be larger than its deviation, about (2 KL)^(1/2), for the Bregman form: in float32 and
+# in float64.
+NEAR_OFFSET, NEAR_OFFSET_OF_DOUBLE = 8.0, 1e9
 # Sums of exponentials that nothing has overflowed or underflowed in: in float32 and in float64.
 SINGLE_RANGE = (1e-3, 1e30)
 DOUBLE_RANGE = (1e-200, 1e200)
@@ -79,10 +80,11 @@ def _fill(p: Tensor, q: Tensor, out: Tensor, options: Options) -> None:
     n, classes = p.shape
     if n == 0:
         return
-    as_they_stand, as_logits = rows.as_they_stand(options), rows.are_logits(options)
-    wide = classes >= WIDE and out.dtype == torch.float32 and as_they_stand and as_logits
+    takes_as_they_stand = rows.as_they_stand(options) and not options.eps
+    as_logits = rows.are_logits(options)
+    wide = classes >= WIDE and out.dtype == torch.float32 and takes_as_they_stand and as_logits
     # In float64 the kernel itself converts what it takes as it stands.
-    prepares = wide or not as_they_stand or options.eps > 0
+    prepares = wide or not takes_as_they_stand
     kernel = (_Single if wide else _Double)(n, min(classes, PART), out.dtype)
     for start in range(0, n, kernel.size):
         block = slice(start, start + kernel.size)
@@ -187,10 +189,12 @@ class _Double:
         x, y = a.double(), b.double()
         w, d = (x.exp(), y - x) if as_logits else (x, (y / x).log_())
         total = _sum_of_rows(w)
-        t = d.sub_((_sum_of_rows(w * d) / total).unsqueeze(1))
+        mean = _sum_of_rows(w * d) / total
+        t = d.sub_(mean.unsqueeze(1))
         work = t * t
         reach = work.amax(1).masked_fill_(~(total > DOUBLE_RANGE[0]) | (w.amin(1) < 0), math.nan)
-        return _bregman(w, t, reach, total, work)
+        kl = _bregman(w, t, reach, total, work)
+        return kl.masked_fill_(mean.square().mul_(0.5 / NEAR_OFFSET_OF_DOUBLE**2) > kl, math.nan)
 
 
 class _Single:

@@ -26,6 +26,8 @@ from klmetric.options import Format, Options
 # Within this distance of s = 0 (or u = 0) a term takes the form above; beyond it the plain form, which no longer
 # cancels and, unlike exp(s), does not overflow.
 NEAR = 0.5
+# Logits that a floor may not simply be added to.
+LARGE = 100.0
 
 
 def result_dtype(p: Tensor, q: Tensor) -> torch.dtype:
@@ -120,7 +122,10 @@ def _logits(x: Tensor, input_format: Format, temperature: float) -> Tensor:
 
 
 def _floor_logits(x: Tensor, eps: float) -> Tensor:
-    # In the scale of the logits themselves, so that the classes above the floor keep every digit.
+    # In the scale of the logits themselves, so that the classes above the floor keep every digit; of large ones apart
+    # from the largest, or the floor would have none.
+    peak = x.amax(-1, keepdim=True).detach()
+    x = torch.where(peak.abs() > LARGE, x - peak, x)
     return torch.maximum(x, x.logsumexp(-1, keepdim=True) + math.log(eps))
 
 
