@@ -27,8 +27,8 @@ from torch import Tensor
 from klmetric import rows
 from klmetric.options import Options
 
-# Bytes of one of the arrays that a block needs, of which there are three.
-BLOCK = 3 * 2**19
+# Elements of one of the three arrays that a block needs: in float32 and in float64.
+BLOCK, BLOCK_OF_DOUBLE = 3 * 2**17, 2**17
 # Rows of at least this many classes start out in float32.
 WIDE = 256
 # Classes of a row that are taken at once; wider rows are merged from parts.
@@ -40,7 +40,7 @@ CAREFUL = 2**14
 FEW = 4
 
 # Largest |t| and the degree of the polynomial that stands for (e^t - 1 - t) / t^2 up to there, to 1e-6 relative.
-SERIES = ((0.06, 2), (0.5, 4), (2.0, 8))
+SERIES = ((0.5, 4), (2.0, 8))
 REACH = SERIES[-1][0] ** 2
 
 # The least divergence that the textbook form has digits for: in float32, where the numbers that it subtracts may be
@@ -133,7 +133,7 @@ class _Double:
     """Rows computed in float64, and the memory that a block of them needs."""
 
     def __init__(self, n: int, classes: int, dtype: torch.dtype) -> None:
-        self.size = min(n, max(1, BLOCK // 8 // classes))
+        self.size = min(n, max(1, BLOCK_OF_DOUBLE // classes))
         self.buffers = torch.empty(3, self.size, classes, dtype=torch.float64)
         self.is_double = dtype == torch.float64
         # Within which the two sums of exponentials and the textbook divergence have all their digits.
@@ -201,7 +201,7 @@ class _Single:
     """Wide rows of logits in float32, and the memory that a block of them needs."""
 
     def __init__(self, n: int, classes: int, dtype: torch.dtype) -> None:
-        self.size = min(n, max(1, BLOCK // 4 // classes))
+        self.size = min(n, max(1, BLOCK // classes))
         self.buffers = torch.empty(3, self.size, classes)
 
     def __call__(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:

@@ -65,7 +65,7 @@ def _in_blocks(
     of_block = _of_logits if "probs" not in options.input_format and not options.eps else _of_anything
     into = [x for x in results if x is not None]
     for a, b, *targets, g in matrices_of(p, q, *into, gradient):
-        size = max(1, BLOCK // 4 // a.shape[1])
+        size = max(1, BLOCK // a.shape[1])
         for start in range(0, len(a), size):
             block = slice(start, start + size)
             found = of_block(a[block], b[block], g[block].unsqueeze(1), wanted, options)
