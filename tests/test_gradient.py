@@ -55,6 +55,13 @@ def test_as_kl_div_has_it(shape):
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_the_value_is_the_one_without_gradients(classes):
+    p, q = logits(5, classes), logits(5, classes, seed=1)
+    alone = kl_divergence(p, q, input_format="logits", reduction="none")
+    assert torch.equal(kl_divergence(p, q.requires_grad_(), input_format="logits", reduction="none"), alone)
+
+
 def test_zero_for_equal_rows():
     p = logits(3, 5)
     q = p.clone().requires_grad_()
