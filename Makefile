@@ -16,7 +16,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Half an hour; `make bench ARGS=--quick` takes fewer rounds. It installs the libraries that it compares with.
+# `make bench ARGS=--quick` takes fewer rounds. It installs the libraries that it compares with.
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/all.py $(ARGS)
