@@ -6,6 +6,9 @@ from torch import Tensor
 FORMATS = ("probs", "log_probs", "logits")
 DIRECTIONS = ("forward", "reverse", "jeffreys")
 
+# Data sets and batch sizes of which every number of processes must make the same value, to the bit.
+GRID = [(count, batch_size) for count in (7, 8, 100, 1001) for batch_size in (1, 3, 16)]
+
 
 def logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)

@@ -6,9 +6,10 @@ import warnings
 from pathlib import Path
 
 import torch
-from cases import pair
+from cases import GRID, pair
 from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import DataLoader, TensorDataset
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from klmetric import KLDivergence
 from klmetric.lightning import KLDivergenceCallback
@@ -40,6 +41,41 @@ def loader(size: int, batch_size: int = 2, shuffle: bool = False) -> DataLoader:
     return DataLoader(TensorDataset(*pair(size, 5, seed=size)), batch_size=batch_size, shuffle=shuffle)
 
 
+class Resumable(DataLoader):
+    """Goes on where a checkpoint was made, as the loaders of torchdata do."""
+
+    start = given = 0
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        for self.given, batch in enumerate(list(super().__iter__())[start:], start + 1):
+            yield batch
+
+    def state_dict(self):
+        return {"given": self.given}
+
+    def load_state_dict(self, state):
+        self.start = state["given"] % len(self)
+
+
+class WithResumableLoader(Fixed):
+    def train_dataloader(self):
+        data = TensorDataset(*pair(SIZES[0], 5, seed=SIZES[0]))
+        world = self.trainer.world_size
+        sampler = DistributedSampler(data, world, self.trainer.global_rank, shuffle=False) if world > 1 else None
+        return Resumable(data, batch_size=2, sampler=sampler)
+
+
+def resumable_fit(root, metric=None, ckpt_path=None, **options) -> list:
+    """The history of two epochs, with a checkpoint after every step; from the beginning or from one of them."""
+    callback = KLDivergenceCallback(metric, stages=("train", "validate"))
+    every = ModelCheckpoint(root, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    options |= {"callbacks": [callback, every], "enable_checkpointing": True, "use_distributed_sampler": False}
+    run = trainer(root, **options)
+    run.fit(WithResumableLoader(), val_dataloaders=loader(3), ckpt_path=ckpt_path)
+    return callback.history
+
+
 def trainer(root, **options) -> Trainer:
     defaults = {
         "accelerator": "cpu",
@@ -57,14 +93,17 @@ def trainer(root, **options) -> Trainer:
 def main(strategy: str, devices: str, out: str) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     callback = KLDivergenceCallback(KLDivergence(), stages=("train", "validate", "test"))
-    run = trainer(
-        Path(out).parent, strategy=strategy if int(devices) > 1 else "auto", devices=int(devices), callbacks=[callback]
-    )
+    run = trainer(Path(out).parent, strategy=strategy, devices=int(devices), callbacks=[callback], max_epochs=1)
     logged = {}
-    run.fit(Fixed(), loader(SIZES[0], shuffle=True), [loader(size) for size in SIZES])
+    grid = [loader(count, batch_size) for count, batch_size in GRID]
+    run.fit(Fixed(), loader(SIZES[0], shuffle=True), grid)
     logged |= run.callback_metrics
     if strategy == "ddp":  # every call of ddp_spawn starts its processes anew
         validate_and_test(run, logged)
+        if devices == "2":
+            root, options = Path(out).parent, {"strategy": "ddp", "devices": 2}
+            history = resumable_fit(root, **options)
+            assert resumable_fit(root, ckpt_path=root / "step=3.ckpt", **options) == history
     if run.is_global_zero:
         record = {"logged": {key: value.item() for key, value in logged.items()}, "history": callback.history}
         Path(out).write_text(json.dumps(record))

@@ -1,15 +1,25 @@
 """Several real processes: the same number as one, whatever share of the data each has."""
 
+import json
+import os
+import subprocess
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
-from cases import pair
-from processes import Processes
+from cases import GRID, pair
+from processes import Processes, free_port
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import MetricCollection
+from torchmetrics.regression import KLDivergence as TorchmetricsKL
+from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
-from klmetric import KLDivergence, kl_divergence
-from klmetric.distributed import padded_sampler, real_samples
+from klmetric import KLDivergence, kl_divergence, totals
+from klmetric.distributed import deal_of, real_samples
 
 REDUCTIONS = ("mean", "sum", "batchmean", "none")
 
@@ -89,6 +99,125 @@ def test_collection(processes: Processes):
     for values in processes(collection_in_processes):
         torch.testing.assert_close(values["mean"], kl_divergence(p, q), rtol=2e-7, atol=0)
         torch.testing.assert_close(values["sum"], 2 * kl_divergence(p, q, reduction="sum"), rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 8])
+def test_same_bits_under_torchrun(tmp_path, processes):
+    here = Path(__file__).parent
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={processes}",
+        "--master-addr=127.0.0.1",
+    ]
+    command += [f"--master-port={free_port()}", str(here / "torchrun_run.py")]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("values"))
+    for (count, batch_size), (mean, total) in zip(GRID, json.loads(line.removeprefix("values")), strict=True):
+        p, q = pair(count, 5, seed=count)
+        one = KLDivergence(reduction="sum").set_dtype(torch.float64)
+        one.update(p, q)
+        assert mean == kl_divergence(p, q).item(), (count, batch_size)
+        assert total == one.compute().item(), (count, batch_size)
+
+
+COLLECTIVES = [
+    *("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "barrier", "broadcast"),
+    *("broadcast_object_list", "gather", "gather_object", "monitored_barrier", "reduce", "reduce_scatter", "scatter"),
+]
+
+
+class Counted:
+    """Counts the collectives that run while it is in force."""
+
+    def __enter__(self):
+        self.calls, self.originals = [], {name: getattr(dist, name) for name in COLLECTIVES}
+        for name, original in self.originals.items():
+            setattr(
+                dist, name, lambda *args, _name=name, _original=original, **kw: self.call(_name, _original, args, kw)
+            )
+        return self
+
+    def call(self, name, original, args, kwargs):
+        self.calls.append(name)
+        return original(*args, **kwargs)
+
+    def __exit__(self, *_):
+        for name, original in self.originals.items():
+            setattr(dist, name, original)
+
+
+def collectives_in_processes(rank, size, cls, options, share):
+    metric = cls(**options)
+    metric.update(*shares_of(rank, size, share))
+    with Counted() as counted:
+        metric.compute()
+        metric.compute()  # answers from before
+    return counted.calls
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("share", ["even", "uneven", "one_empty"])
+def test_collectives_of_one_compute(processes: Processes, reduction, share):
+    expected = ["all_gather"] * (2 if reduction == "none" else 1)
+    for calls in processes(collectives_in_processes, KLDivergence, {"reduction": reduction}, share):
+        assert calls == expected
+
+
+def test_collectives_are_counted(two_processes: Processes):
+    # Of a state in torchmetrics: a barrier, and the state; it has two.
+    for calls in two_processes(collectives_in_processes, TorchmetricsKL, {}, "even"):
+        assert calls == ["barrier", "all_gather", "barrier", "all_gather"]
+
+
+def order_in_processes(rank, size, name):
+    p, q = shares_of(rank, size, name)
+    metric = KLDivergence(reduction="none", nan_strategy="ignore")
+    if rank == 0 and len(p):
+        p[0] = -1
+    metric.update(p, q, torch.ones(len(p)).index_fill(0, torch.tensor(len(p) - 1 if len(p) else []).long(), 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return metric.compute()
+
+
+@pytest.mark.parametrize("name", ["even", "uneven", "one_empty"])
+def test_rows_in_the_order_of_the_ranks(processes: Processes, name):
+    rows = list(kl_divergence(*pair(10, 5), reduction="none").split(SHARES[processes.size][name]))
+    rows = [part[:-1] for part in rows]  # weight 0
+    rows[0] = rows[0][1:]  # no distribution
+    for value in processes(order_in_processes, name):
+        assert torch.equal(value, torch.cat(rows))
+
+
+def own_gather_in_processes(rank, size):
+    asked = []
+
+    def gather(tensor, group=None):
+        asked.append(len(tensor))
+        return [tensor] * 3
+
+    metric = KLDivergence(dist_sync_fn=gather)
+    metric.update(*shares_of(0, size, "even"))
+    with Counted() as counted:
+        value = metric.compute()
+        with metric.sync_context():
+            rows = metric.totals[totals.ROWS].item()
+        metric.sync(dist_sync_fn=lambda tensor, group=None: [tensor] * 7)
+        more = metric.totals[totals.ROWS].item()
+        metric.unsync()
+    assert (counted.calls, asked) == ([], [totals.SIZE] * 2)
+    own = metric.totals[totals.ROWS].item()
+    assert (rows, more) == (3 * own, 7 * own)
+    return value
+
+
+def test_a_gather_of_the_users_own(two_processes: Processes):
+    for value in two_processes(own_gather_in_processes):
+        torch.testing.assert_close(value, kl_divergence(*shares_of(0, 2, "even")), rtol=2e-7, atol=0)
 
 
 def group_in_processes(rank, size):
@@ -172,16 +301,153 @@ def test_nan_on_one_rank(processes: Processes):
         assert ignored.isfinite()
 
 
+def synced_in_processes(rank, size, reduction):
+    p, q = shares_of(rank, size, "uneven")
+    metric = KLDivergence(reduction=reduction)
+    metric.persistent(True)
+    metric.update(p, q)
+    own, before = metric.totals, metric.state_dict()
+    with metric.sync_context():
+        assert metric.totals[totals.ROWS] == 10
+        with Counted() as counted:
+            value = metric.compute()
+        assert counted.calls == []
+        everything = metric.state_dict()
+        for call, text in (
+            (metric.sync, "has already been synced"),
+            (lambda: metric.update(p, q), "must not be synced when a batch is added"),
+            (lambda: metric(p, q), "must not be synced when a batch is added"),
+            (
+                lambda: metric.merge_state(KLDivergence(reduction=reduction)),
+                "Nothing can be merged into a synced metric",
+            ),
+            (lambda: metric.load_state_dict(before), "Nothing can be loaded into a synced metric"),
+        ):
+            with pytest.raises(TorchMetricsUserError, match=text):
+                call()
+        assert metric.totals[totals.ROWS] == 10
+    with pytest.raises(TorchMetricsUserError, match="has already been un-synced"):
+        metric.unsync()
+    assert torch.equal(metric.totals, own)
+    assert torch.equal(metric.compute(), value)
+    alone = KLDivergence(reduction=reduction, sync_on_compute=False)
+    alone.load_state_dict(everything)
+    assert torch.equal(alone.compute(), value)
+    metric.sync()
+    metric.reset()
+    assert metric.totals[totals.ROWS] == 0
+    assert not metric._is_synced
+    return value
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_synced_metric(processes: Processes, reduction):
+    for value in processes(synced_in_processes, reduction):
+        assert torch.equal(value, kl_divergence(*pair(10, 5), reduction=reduction))
+
+
+def local_values_in_processes(rank, size):
+    p, q = shares_of(rank, size, "uneven")
+    metric = KLDivergence(sync_on_compute=False)
+    metric.update(p, q)
+    own = metric.compute()
+    metric.sync()
+    everything = metric.compute()
+    metric.unsync()
+    return own, everything, metric.compute()
+
+
+def test_sync_by_hand(processes: Processes):
+    for rank, (own, everything, after) in enumerate(processes(local_values_in_processes)):
+        assert torch.equal(own, kl_divergence(*shares_of(rank, processes.size, "uneven")))
+        assert torch.equal(own, after)
+        assert torch.equal(everything, kl_divergence(*pair(10, 5)))
+
+
+def fault_in_processes(rank, size, fault):
+    metric = KLDivergence(direction="reverse")
+    metric.update(*shares_of(rank, size, "even"))
+    before = metric.totals
+    if rank == 1:
+        if fault == "dies":
+            os._exit(1)
+        return None  # it never computes
+    with pytest.raises(RuntimeError) as caught:
+        metric.compute()
+    assert torch.equal(metric.totals, before)
+    assert not metric._is_synced
+    return type(caught.value).__name__, type(caught.value.__cause__).__name__, str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["dies", "never computes"])
+def test_a_rank_that_fails(tmp_path, fault):
+    processes = Processes(2, str(tmp_path / "store"), timeout=timedelta(seconds=3))
+    try:
+        replies = processes(fault_in_processes, fault, dying=(1,) if fault == "dies" else ())
+    finally:
+        processes.stop()
+    kind, cause, text = replies[0]
+    assert kind == cause
+    assert text.startswith("KLDivergence(direction='reverse') could not gather its totals from the other processes")
+
+
+def interrupted_in_processes(rank, size, folder, reduction, merged):
+    """The first six batches of twelve, and a checkpoint."""
+    metric = KLDivergence(reduction=reduction)
+    metric.persistent(True)
+    for p, q in batches()[rank:6:size]:
+        metric.update(p, q)
+    if merged:
+        with metric.sync_context():
+            state = metric.state_dict()
+        if rank == 0:
+            torch.save(state, folder / "merged.pt")
+    else:
+        torch.save(metric.state_dict(), folder / f"{rank}.pt")
+    return metric.compute()
+
+
+def resumed_in_processes(rank, size, folder, reduction, merged):
+    """The checkpoint, and the last six batches."""
+    metric = KLDivergence(reduction=reduction)
+    if merged:
+        if rank == 0:
+            metric.load_state_dict(torch.load(folder / "merged.pt"))
+    else:
+        for file in sorted(folder.glob("*.pt"))[rank::size]:
+            metric.merge_state(torch.load(file))
+    for p, q in batches()[6 + rank :: size]:
+        metric.update(p, q)
+    return metric.compute()
+
+
+def batches():
+    return list(zip(*(x.split(3) for x in pair(34, 5)), strict=True))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 3), (3, 2), (3, 1)])
+def test_resumed_from_a_checkpoint(request, tmp_path, before, after, merged, reduction):
+    groups = {2: "two_processes", 3: "three_processes"}
+    request.getfixturevalue(groups[before])(interrupted_in_processes, tmp_path, reduction, merged)
+    if after == 1:
+        values = [resumed_in_processes(0, 1, tmp_path, reduction, merged)]
+    else:
+        values = request.getfixturevalue(groups[after])(resumed_in_processes, tmp_path, reduction, merged)
+    exact = kl_divergence(*pair(34, 5), reduction=reduction)
+    for value in values:
+        assert torch.equal(value.sort().values, exact.sort().values)
+
+
 def sampler_in_processes(rank, size, count, shuffle, drop_last, batch_size):
     p, q = pair(count, 5)
     data = TensorDataset(p, q)
     sampler = DistributedSampler(data, shuffle=shuffle, drop_last=drop_last)
     loader = DataLoader(data, batch_size=batch_size, sampler=sampler)
-    padded = padded_sampler(loader)
     metric = KLDivergence()
     for index, (p, q) in enumerate(loader):
-        weight = None if padded is None else real_samples(padded, index * batch_size, len(p))
-        metric.update(p, q, weight)
+        metric.update(p, q, real_samples(loader, index * batch_size, len(p)))
     return metric.compute(), metric.totals[3].item()
 
 
@@ -201,24 +467,115 @@ def test_drop_last_leaves_nothing_to_leave_out(processes: Processes):
     assert sum(rows for _, rows in replies) == 7 - 7 % processes.size
 
 
-class TestPaddedSampler:
+def numbered(count, **options):
+    """A data set that says which sample it gives: a sample is real where its number comes for the first time."""
+    return DataLoader(TensorDataset(torch.arange(count)), **options)
+
+
+class TestRealSamples:
+    """Without processes: the samplers are told how many there are, and which one they serve."""
+
     data = TensorDataset(torch.arange(7))
 
     def sampler(self, cls=DistributedSampler, **options):
         return cls(self.data, num_replicas=2, rank=1, **options)
 
-    def test_known(self):
-        sampler = self.sampler()
-        assert padded_sampler(DataLoader(self.data, sampler=sampler)) is sampler
+    def kept(self, loader):
+        """What the loader gives and is real."""
+        kept, seen = [], 0
+        for (batch,) in loader:
+            kept += batch[real_samples(loader, seen, len(batch))].tolist()
+            seen += len(batch)
+        return kept
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+    @pytest.mark.parametrize("processes", [1, 2, 3, 4, 8])
+    @pytest.mark.parametrize("shuffle", [False, True])
+    @pytest.mark.parametrize("count", [1, 2, 7, 8, 100])
+    def test_every_sample_once(self, count, shuffle, processes, batch_size):
+        kept = []
+        for rank in range(processes):
+            data = TensorDataset(torch.arange(count))
+            sampler = DistributedSampler(data, processes, rank, shuffle)
+            kept += self.kept(DataLoader(data, batch_size=batch_size, sampler=sampler))
+        assert sorted(kept) == list(range(count))
+
+    @pytest.mark.parametrize("split_batches", [False, True])
+    @pytest.mark.parametrize("batch_size", [4, 8])
+    @pytest.mark.parametrize("processes", [1, 2, 4])
+    @pytest.mark.parametrize("options", [{}, {"even_batches": False}, {"drop_last": True}, {"skip": 1}], ids=str)
+    @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 31, 32, 100])
+    def test_every_sample_once_in_loaders_of_accelerate(self, count, options, processes, batch_size, split_batches):
+        data_loader = pytest.importorskip("accelerate.data_loader")
+        drop_last, skip = options.get("drop_last", False), options.get("skip", 0)
+        kept, given = [], []
+        for rank in range(processes):
+            loader = numbered(count, batch_size=batch_size, drop_last=drop_last)
+            loader = data_loader.prepare_data_loader(
+                loader, None, processes, rank, split_batches, even_batches=options.get("even_batches", True)
+            )
+            if skip:
+                loader = data_loader.skip_first_batches(loader, skip)
+            kept += self.kept(loader)
+            given += [x for (batch,) in loader for x in batch.tolist()]
+        skipped = skip * batch_size * (1 if split_batches else processes)
+        expected = sorted(set(given)) if drop_last else list(range(min(skipped, count), count))
+        assert sorted(kept) == expected
+
+    def test_shuffled_by_accelerate(self):
+        data_loader = pytest.importorskip("accelerate.data_loader")
+        kept = []
+        for rank in range(4):
+            torch.manual_seed(0)
+            loader = numbered(10, batch_size=3, shuffle=True)
+            kept += self.kept(data_loader.prepare_data_loader(loader, None, 4, rank, use_seedable_sampler=True))
+        assert sorted(kept) == list(range(10))
+
+    def test_batches_that_accelerate_sends_from_one_process(self):
+        data_loader = pytest.importorskip("accelerate.data_loader")
+        loader = data_loader.prepare_data_loader(
+            numbered(7), torch.device("cpu"), 1, 0, put_on_device=True, dispatch_batches=True
+        )
+        with pytest.warns(
+            UserWarning, match="^DataLoaderDispatcher sends every process its batches from the first one"
+        ):
+            assert real_samples(loader, 0, 2).all()
+
+    def test_batches_of_their_own_that_accelerate_deals_out(self):
+        data_loader = pytest.importorskip("accelerate.data_loader")
+
+        class Growing(torch.utils.data.BatchSampler):
+            def __iter__(self):
+                yield from ([0], [1, 2], [3, 4, 5], [6])
+
+        loader = numbered(7, batch_sampler=Growing(range(7), 2, False))
+        loader = data_loader.prepare_data_loader(loader, None, 2, 1, even_batches=True)
+        with pytest.warns(UserWarning, match="^Growing makes batches of its own"):
+            assert real_samples(loader, 0, 2).all()
+
+    def test_by_sampler_and_by_batch_sampler(self):
+        sampler = self.sampler(shuffle=False)
         batches = torch.utils.data.BatchSampler(sampler, 2, drop_last=False)
-        assert padded_sampler(DataLoader(self.data, batch_sampler=batches)) is sampler
+        for loader in (sampler, batches, numbered(7, sampler=sampler), numbered(7, batch_sampler=batches)):
+            assert real_samples(loader, 2, 2).tolist() == [True, False]
+            assert real_samples(loader, 4, 0).tolist() == []
 
     def test_nothing_to_leave_out(self):
-        assert padded_sampler(DataLoader(self.data)) is None
-        assert padded_sampler(DataLoader(self.data, sampler=self.sampler(drop_last=True))) is None
-        assert padded_sampler([1, 2, 3]) is None
-        assert padded_sampler(None) is None
-        assert padded_sampler(DataLoader(self.data, batch_size=None, sampler=self.sampler())) is None
+        for loader in (
+            DataLoader(self.data),
+            DataLoader(self.data, sampler=self.sampler(drop_last=True)),
+            DataLoader(self.data, batch_size=None, sampler=self.sampler()),
+            DataLoader(Endless(), batch_size=2),
+            [1, 2, 3],
+            None,
+        ):
+            assert deal_of(loader) is None
+            assert real_samples(loader, 6, 3).tolist() == [True] * 3
+
+    @pytest.mark.parametrize(("start", "size"), [(-1, 2), (0, -2)])
+    def test_numbers_that_are_none(self, start, size):
+        with pytest.raises(ValueError, match=f"at least 0. Got start={start} and size={size}"):
+            real_samples(None, start, size)
 
     def test_an_order_of_its_own_is_not_guessed(self):
         class InBlocks(DistributedSampler):
@@ -233,5 +590,10 @@ class TestPaddedSampler:
             DataLoader(self.data, sampler=self.sampler(InBlocks)),
             DataLoader(self.data, batch_sampler=Backwards(self.sampler(), 2, False)),
         ):
-            with pytest.warns(UserWarning, match="has an order of its own, so the samples that DistributedSampler"):
-                assert padded_sampler(loader) is None
+            with pytest.warns(UserWarning, match="has an order of its own, so the samples that are repeated"):
+                assert deal_of(loader) is None
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield from range(7)

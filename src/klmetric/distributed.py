@@ -1,50 +1,156 @@
-"""Which samples of a batch the data set really holds, when several processes share it."""
+"""One data set on several processes: which samples each one really has, and how totals come together."""
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import BatchSampler, DistributedSampler
 
 
-def padded_sampler(loader: Any) -> DistributedSampler[Any] | None:
-    """The sampler of `loader`, if it is one that repeats samples so that every process gets equally many."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    if batch_sampler is None:  # it draws no batches, so there is no axis of samples
+def real_samples(loader: Any, start: int, size: int) -> Tensor:
+    """Tell the samples of the data set from those that are repeated to give every process equally many.
+
+    Pass it as `weight`, and the result is the same for every number of processes. It knows torch's `DistributedSampler`
+    and the loaders that Lightning, Fabric and Accelerate prepare for several processes (Accelerate's unless it is asked
+    to dispatch batches). Of any other loader, one of a single process or of an iterable data set, every sample is real.
+
+    Args:
+        loader: the `DataLoader` of this process, or its sampler or batch sampler.
+        start: how many samples this process drew from it before this batch, in this epoch.
+        size: the number of samples in the batch.
+
+    Returns:
+        bool, shape (size,), True where the sample is real, on the CPU.
+
+    Raises:
+        ValueError: for a negative `start` or `size`.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, DistributedSampler
+        >>> from klmetric import KLDivergence
+        >>> from klmetric.distributed import real_samples
+        >>> data = torch.rand(7, 2, 3)
+        >>> sampler = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)  # of four samples, to be even
+        >>> loader = DataLoader(data, batch_size=3, sampler=sampler)
+        >>> metric = KLDivergence()
+        >>> for index, batch in enumerate(loader):
+        ...     real = real_samples(loader, index * 3, len(batch))
+        ...     metric.update(batch[:, 0], batch[:, 1], weight=real)
+        ...     print(real)
+        tensor([True, True, True])
+        tensor([False])
+    """
+    if start < 0 or size < 0:
+        raise ValueError(f"`start` and `size` are numbers of samples, at least 0. Got start={start} and size={size}.")
+    deal = deal_of(loader)
+    return torch.ones(size, dtype=torch.bool) if deal is None else deal.real(start, size)
+
+
+@dataclass(frozen=True)
+class Deal:
+    """How a data set is dealt out: repeated past its end, and then to each process in its turn a number of samples.
+
+    Args:
+        size: the number of samples in the data set.
+        processes: the number of processes.
+        rank: of this process.
+        turn: how many samples a process is dealt at once.
+        skipped: how many samples of this process its loader leaves out at the beginning.
+    """
+
+    size: int
+    processes: int
+    rank: int
+    turn: int = 1
+    skipped: int = 0
+
+    @property
+    def samples(self) -> int:
+        """How many samples this process gets, the repeated ones included."""
+        return -(-self.size // (self.processes * self.turn)) * self.turn - self.skipped
+
+    def real(self, start: int, size: int) -> Tensor:
+        """Whether each of `size` samples after the first `start` of this process is one of the data set."""
+        j = torch.arange(self.skipped + start, self.skipped + start + size)
+        number = (j // self.turn * self.processes + self.rank) * self.turn + j % self.turn
+        return number < self.size
+
+
+def deal_of(loader: Any) -> Deal | None:
+    """How the data set of `loader` is dealt out to the processes; None if nothing is repeated, as far as is known."""
+    if type(loader).__name__ == "DataLoaderDispatcher":
+        _warn(loader, "sends every process its batches from the first one")
         return None
-    sampler = getattr(batch_sampler, "sampler", None) or getattr(loader, "sampler", None)
+    batches = loader if isinstance(loader, BatchSampler) else getattr(loader, "batch_sampler", None)
+    if batches is None and isinstance(getattr(loader, "sampler", None), BatchSampler):
+        batches = loader.sampler
+    if batches is not None and _is_of_accelerate(batches):
+        return _deal_of_accelerate(batches)
+    sampler = loader if isinstance(loader, DistributedSampler) else getattr(batches, "sampler", None)
+    if not isinstance(sampler, DistributedSampler):
+        sampler = getattr(loader, "sampler", None) if batches is not None else None
     if not isinstance(sampler, DistributedSampler) or sampler.total_size <= len(sampler.dataset):  # type: ignore[arg-type]
         return None
-    for order in (sampler, batch_sampler):
+    for order in (sampler, batches):
         # One with an order of its own may put the repeats anywhere. The wrappers of torch and Lightning keep the order.
-        if type(order).__iter__.__module__.partition(".")[0] not in _KNOWN:
-            warnings.warn(
-                f"{type(order).__name__} has an order of its own, so the samples that DistributedSampler repeats cannot"
-                " be told from the others: they count, and the value depends on the number of processes.",
-                stacklevel=2,
-            )
+        if order is not None and type(order).__iter__.__module__.partition(".")[0] not in _KNOWN:
+            _warn(order, "has an order of its own")
             return None
-    return sampler
+    # It appends its repeats to the (shuffled) data set and deals it out one by one.
+    return Deal(len(sampler.dataset), sampler.num_replicas, sampler.rank)  # type: ignore[arg-type]
 
 
 _KNOWN = ("torch", "lightning", "pytorch_lightning")
 
 
-def real_samples(sampler: DistributedSampler[Any], start: int, size: int) -> Tensor:
-    """Tell the samples of the data set from those that a `DistributedSampler` repeats to even out the processes.
+def _is_of_accelerate(batches: Any) -> bool:
+    kind = type(batches)
+    return kind.__module__ == "accelerate.data_loader" and kind.__name__ in ("BatchSamplerShard", "SkipBatchSampler")
 
-    The sampler appends its repeats to the (shuffled) data set, then deals it out in turns: sample j of process r of R
-    is number r + jR, and a repeat if the data set is no longer than that.
+
+def _deal_of_accelerate(batches: Any) -> Deal | None:
+    """Accelerate deals out whole batches, or with `split_batches` equal parts of each."""
+    skipped = 0
+    while type(batches).__name__ == "SkipBatchSampler":
+        skipped += batches.skip_batches
+        batches = batches.batch_sampler
+    inner = getattr(batches, "batch_sampler", None)
+    if not _is_of_accelerate(batches) or batches.drop_last or not batches.even_batches:
+        return None
+    if type(inner) is not BatchSampler or batches.batch_size is None:
+        _warn(inner, "makes batches of its own")
+        return None
+    turn = batches.batch_size // batches.num_processes if batches.split_batches else batches.batch_size
+    size = len(inner.sampler)  # type: ignore[arg-type]
+    return Deal(size, batches.num_processes, batches.process_index, turn, skipped * turn)
+
+
+def _warn(of: Any, reason: str) -> None:
+    warnings.warn(
+        f"{type(of).__name__} {reason}, so the samples that are repeated to even out the processes cannot be told from"
+        " the others: they count, and the value depends on the number of processes.",
+        stacklevel=4,
+    )
+
+
+def gather(tensor: Tensor, group: Any = None, lengths: Sequence[int] | None = None) -> list[Tensor]:
+    """One tensor from every process, in the order of the ranks, in one collective.
 
     Args:
-        sampler: of this process.
-        start: how many samples the process drew before this batch, in this epoch.
-        size: the number of samples in the batch.
-
-    Returns:
-        bool, shape (size,), True where the sample is real.
+        tensor: of the same shape and dtype everywhere; or of one dimension, with `lengths`.
+        group: the processes; None for all.
+        lengths: of the tensor of every process, known to all of them.
     """
-    number = sampler.rank + sampler.num_replicas * torch.arange(start, start + size)
-    size_of_data: int = len(sampler.dataset)  # type: ignore[arg-type]
-    return number < size_of_data
+    size = torch.distributed.get_world_size(group)
+    tensor = tensor.detach().contiguous()
+    lengths = None if lengths is None or len(set(lengths)) == 1 else lengths
+    if lengths is not None:
+        tensor = torch.cat([tensor, tensor.new_zeros(max(lengths) - len(tensor))])
+    gathered = [torch.empty_like(tensor) for _ in range(size)]
+    torch.distributed.all_gather(gathered, tensor, group)
+    return gathered if lengths is None else [part[:n] for part, n in zip(gathered, lengths, strict=True)]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torchmetrics import Metric, MetricCollection
 
-from klmetric.distributed import padded_sampler, real_samples
+from klmetric.distributed import deal_of
 from klmetric.inputs import Input
 from klmetric.metric import KLDivergence
 from klmetric.options import check_choice
@@ -115,6 +115,7 @@ class KLDivergenceCallback(Callback):
         self.drop_padding = drop_padding
         self.history: list[dict[str, Any]] = []
         self._running: dict[str, list[_Running]] = {}
+        self._saved: list[Any] = []  # totals of an epoch that a checkpoint has interrupted
 
     @property
     def state_key(self) -> str:
@@ -126,8 +127,14 @@ class KLDivergenceCallback(Callback):
         return {"history": [dict(record) for record in self.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the history of a checkpoint."""
+        """Continue the history of a checkpoint, and the training epoch in the middle of which it was made."""
         self.history = [dict(record) for record in state_dict["history"]]
+        self._saved = state_dict.get("running", [])
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the totals of a training epoch that has not ended: those of all processes, gathered now."""
+        if "train" in self._running:
+            checkpoint["callbacks"][self.state_key]["running"] = [one.state() for one in self._running["train"]]
 
     def plot(self, ax: Any = None) -> Any:
         """Draw every value of the history, over the epochs (over the steps where an epoch has several values).
@@ -167,7 +174,13 @@ class KLDivergenceCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing."""
+        self._saved = []
         self._start("train", trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Go on in the middle of an epoch, where a checkpoint was made: Lightning does not start that again."""
+        if "train" not in self._running:
+            self._start("train", trainer, pl_module, batch_idx)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing."""
@@ -221,12 +234,18 @@ class KLDivergenceCallback(Callback):
         """Log."""
         self._finish("test", trainer, pl_module)
 
-    def _start(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
-        if stage in self.stages and not trainer.sanity_checking:
-            # One for every dataloader, even if this process gets no batch of it: the others wait for its totals.
-            self._running[stage] = [
-                _Running(self.metric, pl_module, loader, self.drop_padding) for loader in _loaders(stage, trainer)
-            ]
+    def _start(self, stage: Stage, trainer: Trainer, pl_module: LightningModule, first: int = 0) -> None:
+        if stage not in self.stages or trainer.sanity_checking:
+            return
+        # One for every dataloader, even if this process gets no batch of it: the others wait for its totals.
+        self._running[stage] = [
+            _Running(self.metric, pl_module, loader, self.drop_padding, first) for loader in _loaders(stage, trainer)
+        ]
+        if self._saved and stage == "train":
+            if trainer.is_global_zero:  # the totals of all processes, which may be others now
+                for running, states in zip(self._running[stage], self._saved, strict=True):
+                    running.load(states)
+            self._saved = []
 
     def _update(
         self,
@@ -240,8 +259,6 @@ class KLDivergenceCallback(Callback):
     ) -> None:
         if stage not in self.stages or trainer.sanity_checking:
             return
-        if stage not in self._running:  # resumed in the middle of an epoch, which Lightning does not start again
-            self._start(stage, trainer, pl_module)
         p, q = (_take(key, source, outputs, batch, stage) for key, source in (("p", self.p), ("q", self.q)))
         weight = None if self.weight is None else _take("weight", self.weight, outputs, batch, stage)
         self._running[stage][dataloader_idx].update(p, q, weight, batch_idx)
@@ -250,7 +267,9 @@ class KLDivergenceCallback(Callback):
         if stage not in self.stages or trainer.sanity_checking:
             return
         if stage not in self._running:  # resumed at the very end of an epoch
-            return
+            if not (stage == "train" and self._saved):
+                return
+            self._start(stage, trainer, pl_module)
         name = self.name.format(stage=PREFIXES[stage])
         running = self._running.pop(stage)
         logged: dict[str, Tensor] = {}
@@ -286,19 +305,51 @@ _RECORD = ("stage", "epoch", "step")
 
 
 class _Running:
-    """The metric of one dataloader while an epoch runs."""
+    """The metric of one dataloader while an epoch runs.
+
+    Args:
+        metric: a copy of it measures.
+        module: on whose device.
+        loader: where the batches come from.
+        drop_padding: whether to leave out its repeated samples.
+        first: the index of its first batch, in an epoch that goes on where a checkpoint was made.
+    """
 
     def __init__(
-        self, metric: Metric | MetricCollection, module: LightningModule, loader: Any, drop_padding: bool
+        self,
+        metric: Metric | MetricCollection,
+        module: LightningModule,
+        loader: Any,
+        drop_padding: bool,
+        first: int = 0,
     ) -> None:
         self.metric = metric.clone().to(module.device)
         self.metric.reset()
-        self.sampler = padded_sampler(loader) if drop_padding else None
+        self.deal = deal_of(loader) if drop_padding else None
         self.batch_size: int | None = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+        # A loader that cannot continue starts over, as Lightning warns.
+        self.first = 0 if hasattr(loader, "load_state_dict") else first
         self.seen = 0
 
+    def state(self) -> list[dict[str, Any]]:
+        """The totals of all processes."""
+        states = []
+        for metric in _metrics(self.metric):
+            with metric.sync_context():
+                states.append({name: _copy(state) for name, state in metric.metric_state.items()})
+        return states
+
+    def load(self, states: list[dict[str, Any]]) -> None:
+        """Continue from these totals."""
+        for metric, state in zip(_metrics(self.metric), states, strict=True):
+            for name, value in state.items():
+                is_list = isinstance(metric._defaults[name], list) and isinstance(value, Tensor)
+                setattr(metric, name, [value] if is_list else value)
+            metric._update_count = 1
+            metric.to(metric.device)
+
     def update(self, p: Input, q: Input, weight: Tensor | None, batch_idx: int) -> None:
-        if self.sampler is not None:
+        if self.deal is not None:
             real = self._real(p, batch_idx)
             if not bool(real.all()):
                 if isinstance(p, Tensor) and isinstance(q, Tensor):
@@ -315,11 +366,11 @@ class _Running:
             return self.metric.compute()
 
     def _real(self, p: Input, batch_idx: int) -> Tensor:
-        assert self.sampler is not None
+        assert self.deal is not None
         shape = p.batch_shape if isinstance(p, Distribution) else p.shape
         size = shape[0] if shape else 1
-        start = self.seen if self.batch_size is None else batch_idx * self.batch_size
-        left = self.sampler.num_samples - start
+        start = self.seen if self.batch_size is None else (batch_idx - self.first) * self.batch_size
+        left = self.deal.samples - start
         expected = left if self.batch_size is None else min(self.batch_size, left)
         if size > expected or (self.batch_size is not None and size != expected):
             raise ValueError(
@@ -330,7 +381,15 @@ class _Running:
             )
         self.seen = start + size
         device = p.device if isinstance(p, Tensor) else None
-        return real_samples(self.sampler, start, size).to(device)
+        return self.deal.real(start, size).to(device)
+
+
+def _metrics(metric: Metric | MetricCollection) -> list[Metric]:
+    return [metric] if isinstance(metric, Metric) else list(metric.values(copy_state=False))
+
+
+def _copy(state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    return state.detach().clone() if isinstance(state, Tensor) else [part.detach().clone() for part in state]
 
 
 class _Reduced(Metric):
@@ -364,7 +423,7 @@ def _loaders(stage: Stage, trainer: Trainer) -> list[Any]:
     if in_turn or len(loaders) == 1:
         return loaders
     # Every batch is a combination of all loaders' batches, and no one loader's.
-    if any(padded_sampler(loader) for loader in loaders):
+    if any(deal_of(loader) for loader in loaders):
         warnings.warn(
             "A batch combines several dataloaders, so the samples that DistributedSampler repeats cannot be left out:"
             " they count, and the value depends on the number of processes.",
