@@ -162,7 +162,7 @@ def collectives_in_processes(rank, size, cls, options, share):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("share", ["even", "uneven", "one_empty"])
 def test_collectives_of_one_compute(processes: Processes, reduction, share):
-    expected = ["all_gather"] * (2 if reduction == "none" else 1)
+    expected = ["all_gather", "all_gather"] if reduction == "none" else ["all_reduce"]
     for calls in processes(collectives_in_processes, KLDivergence, {"reduction": reduction}, share):
         assert calls == expected
 
@@ -171,6 +171,34 @@ def test_collectives_are_counted(two_processes: Processes):
     # Of a state in torchmetrics: a barrier, and the state; it has two.
     for calls in two_processes(collectives_in_processes, TorchmetricsKL, {}, "even"):
         assert calls == ["barrier", "all_gather", "barrier", "all_gather"]
+
+
+class Counting(KLDivergence):
+    """A state of its own beside ours."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.add_state("calls", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, *args):
+        super().update(*args)
+        self.calls = self.calls + 1
+
+    def compute(self):
+        return self.calls.item(), super().compute()
+
+
+def subclass_in_processes(rank, size, reduction):
+    metric = Counting(reduction=reduction)
+    metric.update(*shares_of(rank, size, "uneven"))
+    return metric.compute()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_subclass_with_a_state_of_its_own(processes: Processes, reduction):
+    for calls, value in processes(subclass_in_processes, reduction):
+        assert calls == processes.size
+        assert torch.equal(value, kl_divergence(*pair(10, 5), reduction=reduction))
 
 
 def order_in_processes(rank, size, name):

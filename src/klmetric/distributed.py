@@ -138,6 +138,18 @@ def _warn(of: Any, reason: str) -> None:
     )
 
 
+def reduce(tensor: Tensor, group: Any = None) -> Tensor:
+    """The sum of a tensor over all processes, in one collective.
+
+    Args:
+        tensor: of the same shape and dtype everywhere.
+        group: the processes; None for all.
+    """
+    total = tensor.detach().clone()
+    torch.distributed.all_reduce(total, group=group)
+    return total
+
+
 def gather(tensor: Tensor, group: Any = None, lengths: Sequence[int] | None = None) -> list[Tensor]:
     """One tensor from every process, in the order of the ranks, in one collective.
 
