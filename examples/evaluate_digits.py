@@ -50,7 +50,7 @@ def main() -> None:
             batch = batch.to(device)
             # 797 is a prime number: the sampler repeats some samples, to give every process equally many.
             real = real_samples(loader, index * loader.batch_size, len(batch))
-            metric.update(teacher(batch), student(batch), weight=real.to(device))
+            metric.update(teacher(batch), student(batch), weight=real)
             measured += int(real.sum())
 
     value = metric.compute()  # of all processes, on all processes

@@ -58,7 +58,7 @@ BAD_INPUT = {
     ),
     "weight_on_another_device": (
         {}, P, Q, torch.ones(4, device="meta"), ValueError,
-        "`weight` must be on the device of `p`. Got weight on meta and p on cpu.",
+        "`weight` must be on the device of `p`, or on the CPU. Got weight on meta and p on cpu.",
     ),
     "weight_of_classes": (
         {}, P, Q, torch.ones(4, 3), ValueError,

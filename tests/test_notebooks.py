@@ -55,3 +55,10 @@ def test_the_first_cell_installs():
     for path in NOTEBOOKS:
         first = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
         assert "%pip install -q" in first.source
+
+
+def test_the_script_in_the_notebook_is_the_example():
+    root = Path(__file__).parent.parent
+    script = "%%writefile evaluate_digits.py\n" + (root / "examples" / "evaluate_digits.py").read_text()
+    notebook = nbformat.read(root / "notebooks" / "3_distributed_evaluation.ipynb", as_version=4)
+    assert script in [cell.source for cell in notebook.cells]

@@ -54,17 +54,6 @@ def test_merge_is_associative_and_commutative():
         torch.testing.assert_close(other, reference, rtol=1e-15, atol=0)
 
 
-def test_a_sum_of_integers_is_the_merge():
-    extremes = torch.tensor([5e-324, 1.7e308, 3.0, 1e-200], dtype=torch.float64)
-    more = [of_rows(extremes, None), of_rows(extremes[:1], None), totals.empty(OPTIONS)]
-    for those in (parts(), parts() + more, more, [of_rows(extremes[1:2], None)] * 3):
-        integers = sum(totals.to_integers(part) for part in those)
-        merged = totals.from_integers(integers, OPTIONS)
-        assert torch.equal(merged, merge(*those))
-    for part in parts() + more:
-        assert torch.equal(totals.from_integers(totals.to_integers(part), OPTIONS), part)
-
-
 @pytest.mark.parametrize("size", [1, 3, 16, totals.FEW + 1, 1001])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", SPREAD)

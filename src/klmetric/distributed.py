@@ -20,7 +20,8 @@ def real_samples(loader: Any, start: int, size: int) -> Tensor:
 
     Args:
         loader: the `DataLoader` of this process, or its sampler or batch sampler.
-        start: how many samples this process drew from it before this batch, in this epoch.
+        start: how many samples this process drew from it before this batch, in this epoch. Where batches are of one
+            size, that is the index of the batch times their size; a running sum of `len(batch)` is always right.
         size: the number of samples in the batch.
 
     Returns:
@@ -136,18 +137,6 @@ def _warn(of: Any, reason: str) -> None:
         " the others: they count, and the value depends on the number of processes.",
         stacklevel=4,
     )
-
-
-def reduce(tensor: Tensor, group: Any = None) -> Tensor:
-    """The sum of a tensor over all processes, in one collective.
-
-    Args:
-        tensor: of the same shape and dtype everywhere.
-        group: the processes; None for all.
-    """
-    total = tensor.detach().clone()
-    torch.distributed.all_reduce(total, group=group)
-    return total
 
 
 def gather(tensor: Tensor, group: Any = None, lengths: Sequence[int] | None = None) -> list[Tensor]:

@@ -97,8 +97,10 @@ def _check_weight(weight: Tensor | None, kl: Tensor) -> Tensor | None:
         )
     if weight.is_complex():
         raise TypeError(f"`weight` must be bool or real. Got {weight.dtype}.")
-    if weight.device != kl.device:
-        raise ValueError(f"`weight` must be on the device of `p`. Got weight on {weight.device} and p on {kl.device}.")
+    if weight.device not in (kl.device, torch.device("cpu")):
+        raise ValueError(
+            f"`weight` must be on the device of `p`, or on the CPU. Got weight on {weight.device} and p on {kl.device}."
+        )
     if weight.shape != kl.shape[: weight.ndim]:
         raise ValueError(
             "`weight` must have one entry per sample or per row: its shape a prefix of the batch shape."
@@ -110,7 +112,8 @@ def _check_weight(weight: Tensor | None, kl: Tensor) -> Tensor | None:
         lowest = weight.min().item()
         what = "NaN" if weight.isnan().any() else f"{lowest:g}" if lowest < 0 else "inf"
         raise ValueError(f"`weight` must be finite and at least 0. Got {what}, shape {tuple(weight.shape)}.")
-    return weight.detach().reshape(weight.shape + (1,) * (kl.ndim - weight.ndim)).expand(kl.shape)
+    weight = weight.detach().to(kl.device, non_blocking=True)
+    return weight.reshape(weight.shape + (1,) * (kl.ndim - weight.ndim)).expand(kl.shape)
 
 
 def _categorical(p: Distribution, q: Distribution, options: Options) -> tuple[Tensor, Tensor, Options]:

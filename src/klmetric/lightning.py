@@ -54,14 +54,16 @@ class KLDivergenceCallback(Callback):
         stages: any of "train", "validate" and "test".
         name: of the logged value; {stage} becomes train, val or test. Two callbacks in one Trainer need two names.
         prog_bar: whether the progress bar shows it.
-        drop_padding: leave out the samples that `DistributedSampler` repeats so that all processes get equally many.
+        drop_padding: leave out the samples that `DistributedSampler` repeats so that all processes get equally many
+            (`klmetric.distributed.real_samples`).
             It needs a first axis of samples in `p` and `q`.
 
     Attributes:
         history: one dict for each epoch end, with the stage, the epoch, the number of steps taken and every value
-            that was logged. It is saved in the checkpoint and continues from there. (The workers of `ddp_spawn` end
-            with the training, and their callbacks with them: there, read the history from the checkpoint or the
-            logger.)
+            that was logged. It is saved in the checkpoint and continues from there; so does the training epoch in the
+            middle of which a checkpoint is made, with what all processes have counted until then. (The workers of
+            `ddp_spawn` and `ddp_notebook` end with the training, and their callbacks with them: there, read the history
+            from the checkpoint or the logger.)
 
     Raises:
         TypeError: for a metric, a step or an output of the wrong kind.

@@ -14,7 +14,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from klmetric import totals
-from klmetric.distributed import gather, reduce
+from klmetric.distributed import gather
 from klmetric.divergence import has_gradient
 from klmetric.inputs import Input, measure
 from klmetric.options import (
@@ -109,7 +109,7 @@ class KLDivergence(Metric):
         Args:
             p: the reference, shape (N, ..., classes), or a `torch.distributions.Distribution`.
             q: the approximation, like `p`.
-            weight: bool or non-negative, its shape a prefix of the batch shape (N, ...).
+            weight: bool or non-negative, its shape a prefix of the batch shape (N, ...); there, or on the CPU.
         """
         try:
             batch = self._measure(p, q, weight)
@@ -225,7 +225,7 @@ class KLDivergence(Metric):
             setattr(self, name, state)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add what another metric, or its state, has counted.
+        """Add what another metric, or its state, has counted. With `reduction="none"`, its rows come after our own.
 
         Args:
             incoming_state: a metric with the same options, or its `metric_state`.
@@ -243,8 +243,14 @@ class KLDivergence(Metric):
             if problem := self._problem_of(state):
                 raise ValueError(f"Only what was measured with the same options can be merged. {problem}")
             incoming_state = self._on_this_device(state)
+        own = self.rows if self.reduction == "none" else []
         super().merge_state(incoming_state)
-        self._computed = None  # torchmetrics would go on answering from before
+        # torchmetrics puts what comes in first, goes on answering from before, and warns that there was no update.
+        if self.reduction == "none":
+            self.rows = own + self.rows[: len(self.rows) - len(own)]
+        self._computed = None
+        if self.totals[totals.ROWS]:
+            self._update_count = max(self._update_count, 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """What `load_state_dict` does: the totals are taken over if they were measured with the same options."""
@@ -297,8 +303,7 @@ class KLDivergence(Metric):
     ) -> None:
         """Take over the totals of all processes; a failure leaves this process's own in place.
 
-        It takes one collective, an `all_reduce` of 1.6 KB for any number of processes; two with `reduction="none"`,
-        `all_gather`s of the totals and of the rows.
+        It takes one collective, an `all_gather` of 96 bytes a process; two with `reduction="none"`, for the rows.
 
         Args:
             dist_sync_fn: gathers one tensor from all processes, as in `torchmetrics.Metric`; None for the metric's own.
@@ -334,8 +339,6 @@ class KLDivergence(Metric):
         def gather_state(state: Tensor, group: Any = None) -> list[Tensor]:
             name = next(names, "")
             try:
-                if name == "totals" and self.reduction != "none":
-                    return [totals.from_integers(reduce(totals.to_integers(state), group), self.options)]
                 if name == "totals":  # of one shape everywhere, and they say how many rows each process has
                     gathered = gather(state, group)
                     lengths.extend([self._number_of_rows(part) for part in gathered])
@@ -366,6 +369,9 @@ class KLDivergence(Metric):
         distributed_available: Callable[[], bool] | None = None,
     ) -> Generator[None, None, None]:
         """Hold the totals of all processes for a while; this process's own come back even if the body raises.
+
+        Every process must enter it. `state_dict()` within it is what all have counted together: to be loaded on one
+        process, or it counts once on each.
 
         Args:
             dist_sync_fn: see `sync`.

@@ -9,7 +9,6 @@ A batch is still without one.
 """
 
 import math
-import struct
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -54,50 +53,6 @@ def _merge(parts: list[list[float]]) -> Tensor:
     highs, lows = zip(*sums, strict=True)
     marks = map(max, columns[FINGERPRINT:])
     return torch.tensor([*highs, *lows, *marks], dtype=torch.float64)
-
-
-def to_integers(totals: Tensor) -> Tensor:
-    """Totals as integers, the sum of which is the merge: what an `all_reduce` adds up, in whatever order.
-
-    Each of the three sums is cut into digits of 32 bits, of an int64 each, so that 2^31 processes can be added up. They
-    reach from the smallest float64 to the largest; an infinite sum is counted beside them.
-    """
-    numbers = totals.tolist()
-    digits: list[int] = []
-    infinite = []
-    for high, low in zip(numbers[:ROWS], numbers[LOW : LOW + ROWS], strict=True):
-        infinite.append(int(math.isinf(high)))
-        units = 0 if infinite[-1] else _in_units(high) + _in_units(low)
-        digits += struct.unpack(f"<{DIGITS}I", units.to_bytes(4 * DIGITS, "little"))
-    counts = [int(numbers[ROWS]), int(numbers[INVALID])]
-    return torch.tensor(digits + infinite + counts, device=totals.device)
-
-
-def from_integers(integers: Tensor, options: Options) -> Tensor:
-    """Totals again."""
-    numbers = integers.tolist()
-    digits, infinite, counts = numbers[: ROWS * DIGITS], numbers[ROWS * DIGITS : -2], numbers[-2:]
-    highs, lows = [], []
-    for i, is_infinite in enumerate(infinite):
-        units = sum(digit << (32 * j) for j, digit in enumerate(digits[i * DIGITS : (i + 1) * DIGITS]))
-        try:
-            high = math.inf if is_infinite else units / UNITS
-        except OverflowError:
-            high = math.inf
-        highs.append(high)
-        lows.append(0.0 if math.isinf(high) else (units - _in_units(high)) / UNITS)
-    vector = [*highs, *counts, *lows, 0, 0, *options.fingerprint]
-    return torch.tensor(vector, dtype=torch.float64, device=integers.device)
-
-
-# Every float64 is a whole number of the smallest one, 1 / UNITS, and has no more than so many digits.
-UNITS = 2**1074
-DIGITS = 66
-
-
-def _in_units(number: float) -> int:
-    numerator, denominator = number.as_integer_ratio()
-    return numerator * (UNITS // denominator)
 
 
 def of_rows(kl: Tensor, weight: Tensor | None) -> Tensor:
