@@ -22,7 +22,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/all.py $(ARGS)
 
 # The environment, made once and made again when what it holds changes.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt src/klmetric/_version.py
 	@echo "Installing into .venv: a few minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

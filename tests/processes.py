@@ -1,29 +1,39 @@
-"""Real processes with a gloo process group, kept for the whole test run: starting them is what takes long."""
+"""Real processes, forked off one that has imported torch already: importing it is what takes long."""
 
 import os
 import socket
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+CONTEXT = mp.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["klmetric", "torch.distributed"])
+
+
+def alone(function: Callable[..., Any], *args: Any) -> Any:
+    """Call `function(*args)` in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
+        return pool.submit(function, *args).result()
+
 
 class Processes:
-    """Call `function(rank, size, *args)` in every process, at once; return the results in the order of the ranks."""
+    """A gloo process group. It calls `function(rank, size, *args)` in all its processes, and returns what they do."""
 
     def __init__(self, size: int, store: str, timeout: timedelta = timedelta(minutes=2)) -> None:
         self.size = size
-        context = mp.get_context("spawn")
         self.connections: list[Connection] = []
         self.processes = []
         for rank in range(size):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, store, timeout, there), daemon=True)
+            here, there = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(rank, size, store, timeout, there), daemon=True)
             process.start()
             there.close()
             self.connections.append(here)
@@ -68,3 +78,15 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def peak_from_now() -> float:
+    """The MiB that this process holds, from which on its peak is measured."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def peak() -> float:
+    """The most that this process held, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

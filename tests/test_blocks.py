@@ -1,12 +1,13 @@
 """The fast arithmetic: its accuracy, row for row, its memory, and that a row depends on itself alone."""
 
+import ctypes
 import math
-import subprocess
 import sys
 
 import pytest
 import torch
 from cases import logits
+from processes import alone, peak, peak_from_now
 
 from klmetric import kl_divergence, rows
 from klmetric.blocks import PART, SERIES
@@ -280,25 +281,20 @@ class TestMergeClasses:
         torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
 
 
-MEMORY = """
-import ctypes, sys, torch
-from klmetric import kl_divergence
-rows, classes, input_format, dtype = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], getattr(torch, sys.argv[4])
-def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-p, q = (torch.rand(rows, classes).softmax(-1).to(dtype) for _ in range(2))
-if sys.argv[5] == "masked":
-    p[:, 0] = 0
-kl_divergence(p[:2], q[:2], input_format=input_format)
-def extra():
-    ctypes.CDLL(None).malloc_trim(0)
-    open("/proc/self/clear_refs", "w").write("5")
-    before = peak()
-    kl_divergence(p, q, input_format=input_format, direction="jeffreys")
-    return (peak() - before) / 1024
-# The least of three, because what else the process does can only add.
-print(min(extra() for _ in range(3)))
-"""
+def extra_memory(rows, classes, input_format, dtype, kind):
+    """MiB at the peak of a call, beyond the inputs."""
+    p, q = (torch.rand(rows, classes).softmax(-1).to(getattr(torch, dtype)) for _ in range(2))
+    if kind == "masked":
+        p[:, 0] = 0
+    kl_divergence(p[:2], q[:2], input_format=input_format)
+
+    def extra():
+        ctypes.CDLL(None).malloc_trim(0)
+        before = peak_from_now()
+        kl_divergence(p, q, input_format=input_format, direction="jeffreys")
+        return peak() - before
+
+    return min(extra() for _ in range(3))  # what else the process does can only add
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of the memory from /proc")
@@ -315,7 +311,6 @@ print(min(extra() for _ in range(3)))
     ids=str,
 )
 def test_memory_does_not_grow_with_the_input(shape, input_format, dtype, kind):
-    command = [sys.executable, "-c", MEMORY, *map(str, shape), input_format, dtype, kind]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    extra = alone(extra_memory, *shape, input_format, dtype, kind)
     result = shape[0] * (4 + 1) / 2**20  # one value per row, and whether it is NaN
-    assert float(done.stdout) <= 16 + result
+    assert extra <= 16 + result

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from klmetric import __version__
+from klmetric.__main__ import main
 
 
 def klmetric(*arguments, cwd):
@@ -15,16 +16,33 @@ def klmetric(*arguments, cwd):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
-def test_version_and_help(tmp_path):
+@pytest.fixture
+def here(monkeypatch, tmp_path, capsys):
+    """The command in this process: its status, and what it says."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["klmetric", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_version(tmp_path):
     assert klmetric("--version", cwd=tmp_path).stdout == f"klmetric {__version__}\n"
-    assert "demo" in klmetric("--help", cwd=tmp_path).stdout
-    shown = klmetric("demo", "--help", cwd=tmp_path).stdout
+
+
+def test_help(here):
+    assert "demo" in here("--help")[1]
+    status, shown, _ = here("demo", "--help")
+    assert status == 0
     assert all(option in shown for option in ("--devices", "--epochs", "--seed", "--out"))
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_demo(tmp_path, devices):
-    done = klmetric("demo", "--devices", devices, "--epochs", 2, "--seed", 3, "--out", "there", cwd=tmp_path)
+def test_demo(tmp_path):
+    done = klmetric("demo", "--devices", 2, "--epochs", 2, "--seed", 3, "--out", "there", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     one, two = (re.search(rf"with {n} process(?:es)? +val_kl = (\S+)", done.stdout)[1] for n in (1, 2))
@@ -48,12 +66,12 @@ def test_demo(tmp_path, devices):
         (("dmeo",), "No such command 'dmeo'"),
     ],
 )
-def test_bad_input_is_status_2(tmp_path, arguments, text):
+def test_bad_input_is_status_2(here, tmp_path, arguments, text):
     (tmp_path / "file").touch()
-    done = klmetric(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert text in done.stderr
-    assert "Traceback" not in done.stderr
+    status, _, said = here(*arguments)
+    assert status == 2
+    assert text in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Gradients: right to the second order, and in no more memory than `F.kl_div` takes."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
 from cases import DIRECTIONS, FORMATS, logits, pair
+from processes import alone, peak, peak_from_now
 from torch.nn import functional
 
 from klmetric import kl_divergence
@@ -83,33 +83,25 @@ def test_under_the_transforms_of_torch():
     torch.testing.assert_close(along, (q_with.grad * tangent).sum())
 
 
-MEMORY = """
-import sys, torch
-from torch.nn import functional
-from klmetric import kl_divergence
-p = torch.randn(512, 32_000)
-q = (p + torch.randn(512, 32_000)).requires_grad_()
-def loss(p, q):
-    if sys.argv[1] == "ours":
+def loss(which, p, q):
+    if which == "ours":
         return kl_divergence(p, q, input_format="logits")
     return functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean")
-loss(p[:2], q[:2].detach().requires_grad_()).backward()
-def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-open("/proc/self/clear_refs", "w").write("5")
-before = peak()
-loss(p, q).backward()
-print((peak() - before) / 1024)
-"""
+
+
+def extra_memory(which):
+    """MiB at the peak of a forward and backward pass, beyond the inputs."""
+    p = torch.randn(512, 32_000)
+    q = (p + torch.randn(512, 32_000)).requires_grad_()
+    loss(which, p[:2], q[:2].detach().requires_grad_()).backward()
+    before = peak_from_now()
+    loss(which, p, q).backward()
+    return peak() - before
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of the memory from /proc")
 def test_takes_the_memory_of_the_gradient_alone():
-    command = [sys.executable, "-c", MEMORY]
-    ours, theirs = (
-        float(subprocess.run([*command, which], capture_output=True, text=True, check=True).stdout)
-        for which in ("ours", "theirs")
-    )
+    ours, theirs = (alone(extra_memory, which) for which in ("ours", "theirs"))
     gradient = 512 * 32_000 * 4 / 2**20
     assert gradient <= ours < 1.5 * gradient
     assert ours < theirs
