@@ -15,8 +15,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from side_by_side import report, table
 
+from klmetric import totals
+
 PROCESSES = (1, 2, 4, 8, 16)
 COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast")
+MANY = (100, 1_000, 10_000)
 CALLS = 20
 
 
@@ -94,6 +97,19 @@ def work(rank: int, size: int, folder: str, rounds: int) -> None:
     dist.destroy_process_group()
 
 
+def merging(size: int) -> float:
+    """Seconds that a process takes to add up what so many have sent it."""
+    parts = (
+        torch.cat([totals.of_rows(torch.rand(100), None) for _ in range(100)]).reshape(100, -1).repeat(size // 100, 1)
+    )
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        totals.merge(parts)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
 def main() -> None:
     """Start every number of processes; `--quick` takes fewer rounds."""
     rounds = 5 if "--quick" in sys.argv else 15
@@ -119,7 +135,13 @@ def main() -> None:
         " those that the collectives bring to one process. With more processes than cores they wait for one another's"
         " turn on a core."
     )
-    report("Sync", explained + "\n\n" + table(header, lines), figures)
+    merges = {size: merging(size) for size in MANY}
+    second = table(
+        ["processes", "adding up (ms)", "bytes"],
+        [[f"{size:,}", f"{1e3 * seconds:.1f}", f"{size * totals.SIZE * 8:,}"] for size, seconds in merges.items()],
+    )
+    text = f"{explained}\n\n{table(header, lines)}\n\nWhat klmetric does with the totals of more processes:\n\n{second}"
+    report("Sync", text, {"compute": figures, "adding up": merges})
 
 
 if __name__ == "__main__":
