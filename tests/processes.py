@@ -1,5 +1,6 @@
 """Real processes, forked off one that has imported torch already: importing it is what takes long."""
 
+import contextlib
 import os
 import socket
 import traceback
@@ -54,8 +55,8 @@ class Processes:
             return (True, None) if dies else (False, f"rank {rank} died")
 
     def stop(self) -> None:
-        for connection, process in zip(self.connections, self.processes, strict=True):
-            if process.is_alive():
+        for connection in self.connections:
+            with contextlib.suppress(BrokenPipeError):  # it has died
                 connection.send(None)
         for process in self.processes:
             process.join(30)

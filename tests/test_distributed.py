@@ -410,6 +410,21 @@ def test_sync_by_hand(processes: Processes):
         assert torch.equal(everything, kl_divergence(*pair(10, 5)))
 
 
+def other_options_in_processes(rank, size, options):
+    metric = KLDivergence(**(options if rank == 1 else {}))
+    metric.update(*shares_of(rank, size, "even"))
+    own = metric.totals
+    with pytest.raises(ValueError, match=r"must measure with the same options.*others on the ranks \[1\]"):
+        metric.compute()
+    assert torch.equal(metric.totals, own)
+    dist.barrier()  # nobody is left waiting in a collective
+
+
+@pytest.mark.parametrize("options", [{"temperature": 2.0}, {"reduction": "none"}], ids=str)
+def test_other_options_on_one_rank(processes: Processes, options):
+    processes(other_options_in_processes, options)
+
+
 def fault_in_processes(rank, size, fault):
     metric = KLDivergence(direction="reverse")
     metric.update(*shares_of(rank, size, "even"))
@@ -622,6 +637,16 @@ class TestRealSamples:
     def test_numbers_that_are_none(self, start, size):
         with pytest.raises(ValueError, match=f"at least 0. Got start={start} and size={size}"):
             real_samples(None, start, size)
+
+    def test_a_data_set_is_no_loader(self):
+        with pytest.raises(TypeError, match=r"must be the DataLoader, or its sampler. Got the data set, TensorDataset"):
+            real_samples(self.data, 0, 2)
+
+    def test_more_samples_than_there_are(self):
+        loader = numbered(7, sampler=self.sampler())
+        assert len(real_samples(loader, 2, 2)) == 2
+        with pytest.raises(ValueError, match=r"This process gets 4 samples in an epoch. Got 3 before this batch and 2"):
+            real_samples(loader, 3, 2)
 
     def test_an_order_of_its_own_is_not_guessed(self):
         class InBlocks(DistributedSampler):

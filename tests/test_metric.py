@@ -311,6 +311,39 @@ def test_merge_puts_the_rows_of_the_other_last():
     assert torch.equal(merged.compute(), filled("none").compute())  # without a warning that there was no update
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+class TestCheckpoint:
+    def test_what_was_not_saved_is_missed(self, reduction):
+        state = filled(reduction).state_dict()
+        metric = KLDivergence(reduction=reduction)
+        metric.load_state_dict(state)  # not persistent: as torchmetrics' own
+        metric.persistent(True)
+        with pytest.raises(RuntimeError, match=r"Missing key.*totals"):
+            metric.load_state_dict(state)
+        with pytest.raises(ValueError, match=r"Got no states for .*persistent\(True\)"):
+            metric.merge_state(state)
+
+    @pytest.mark.parametrize("other", [{"direction": "reverse"}, {"reduction": "sum"}], ids=str)
+    def test_of_other_options(self, reduction, other):
+        saved = filled(reduction, **{k: v for k, v in other.items() if k != "reduction"})
+        saved.persistent(True)
+        state = saved.state_dict()
+        metric = KLDivergence(reduction=other.get("reduction", reduction))
+        if other == {"reduction": "sum"} and reduction == "mean":
+            metric.load_state_dict(state)
+            assert torch.equal(metric.compute(), filled("sum").compute())
+            return
+        module = torch.nn.ModuleDict({"kl": metric})
+        with pytest.raises(RuntimeError, match=r"Only what was measured with the same options can be loaded. Got"):
+            module.load_state_dict({f"kl.{key}": value for key, value in state.items()})
+        assert torch.equal(metric.totals, KLDivergence(reduction=metric.reduction).totals)
+
+    def test_of_another_version(self, reduction):
+        metric = KLDivergence()
+        with pytest.raises(RuntimeError, match=r"Totals are 12 numbers. Got shape \(7,\)"):
+            metric.load_state_dict({"totals": torch.zeros(7)})
+
+
 class TestNanStrategy:
     def bad(self):
         p, q = pair(4, 5)

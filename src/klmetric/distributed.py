@@ -1,5 +1,6 @@
 """One data set on several processes: which samples each one really has, and how totals come together."""
 
+import operator
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.utils.data import BatchSampler, DistributedSampler
+from torch.utils.data import BatchSampler, Dataset, DistributedSampler
 
 
 def real_samples(loader: Any, start: int, size: int) -> Tensor:
@@ -20,15 +21,16 @@ def real_samples(loader: Any, start: int, size: int) -> Tensor:
 
     Args:
         loader: the `DataLoader` of this process, or its sampler or batch sampler.
-        start: how many samples this process drew from it before this batch, in this epoch. Where batches are of one
-            size, that is the index of the batch times their size; a running sum of `len(batch)` is always right.
+        start: how many samples this process drew from it before this batch, in this epoch: a running sum of
+            `len(batch)`, or the index of the batch times the batch size.
         size: the number of samples in the batch.
 
     Returns:
         bool, shape (size,), True where the sample is real, on the CPU.
 
     Raises:
-        ValueError: for a negative `start` or `size`.
+        TypeError: for a data set, or numbers that are not whole.
+        ValueError: for a negative `start` or `size`, or more samples than this process gets.
 
     Example:
         >>> import torch
@@ -39,17 +41,29 @@ def real_samples(loader: Any, start: int, size: int) -> Tensor:
         >>> sampler = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)  # of four samples, to be even
         >>> loader = DataLoader(data, batch_size=3, sampler=sampler)
         >>> metric = KLDivergence()
-        >>> for index, batch in enumerate(loader):
-        ...     real = real_samples(loader, index * 3, len(batch))
+        >>> seen = 0
+        >>> for batch in loader:
+        ...     real = real_samples(loader, seen, len(batch))
+        ...     seen += len(batch)
         ...     metric.update(batch[:, 0], batch[:, 1], weight=real)
         ...     print(real)
         tensor([True, True, True])
         tensor([False])
     """
+    if isinstance(loader, Dataset):
+        raise TypeError(f"`loader` must be the DataLoader, or its sampler. Got the data set, {type(loader).__name__}.")
+    start, size = operator.index(start), operator.index(size)
     if start < 0 or size < 0:
         raise ValueError(f"`start` and `size` are numbers of samples, at least 0. Got start={start} and size={size}.")
     deal = deal_of(loader)
-    return torch.ones(size, dtype=torch.bool) if deal is None else deal.real(start, size)
+    if deal is None:
+        return torch.ones(size, dtype=torch.bool)
+    if start + size > deal.samples:
+        raise ValueError(
+            f"This process gets {deal.samples} samples in an epoch. Got {start} before this batch and {size} in it."
+            " Does `start` begin at 0 in every epoch?"
+        )
+    return deal.real(start, size)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class KLDivergence(Metric):
         self.base = base
         self._unit = check_base(base)
         self._warned = False
-        self.add_state("totals", totals.empty(self.options), dist_reduce_fx=totals.merge)
+        self.add_state("totals", self._empty(), dist_reduce_fx=totals.merge)
         if self.reduction == "none":
             self.add_state("rows", [], dist_reduce_fx="cat")
 
@@ -145,7 +145,7 @@ class KLDivergence(Metric):
         return value
 
     def reset(self) -> None:
-        """Forget all that was added."""
+        """Forget all that this process has added, also where the metric is synced."""
         if self._is_synced:
             self.unsync()
         super().reset()
@@ -169,10 +169,16 @@ class KLDivergence(Metric):
         """
         return self._plot(val, ax)
 
+    def _empty(self) -> Tensor:
+        return totals.empty(self.options, with_rows=self.reduction == "none")
+
     def _measure(self, p: Input, q: Input, weight: Tensor | None) -> dict[str, Any]:
         """The states of one batch alone. Raises before anything has changed."""
         if self._is_synced:
-            raise TorchMetricsUserError("The metric must not be synced when a batch is added. Call `unsync` first.")
+            raise TorchMetricsUserError(
+                f"The metric must not be synced when a batch is added: `unsync` loses it. Got {self!r}. Leave"
+                " `sync_context`, or call `unsync`, first."
+            )
         rows = measure(p, q, weight, self.options)
         batch: dict[str, Any] = {"totals": totals.of_rows(rows.kl, rows.weight)}
         if batch["totals"].device != self.totals.device:
@@ -228,10 +234,11 @@ class KLDivergence(Metric):
         """Add what another metric, or its state, has counted. With `reduction="none"`, its rows come after our own.
 
         Args:
-            incoming_state: a metric with the same options, or its `metric_state`.
+            incoming_state: a metric with the same options, or its `metric_state` or `state_dict`. `base` and, but for
+                "none", `reduction` may be others: they come into `compute` only.
 
         Raises:
-            ValueError: if it has measured something else.
+            ValueError: if it has measured something else, or is empty.
             TorchMetricsUserError: if this metric is synced.
         """
         if self._is_synced:
@@ -239,7 +246,7 @@ class KLDivergence(Metric):
                 f"Nothing can be merged into a synced metric: `unsync` loses it. Got {self!r}. Call `unsync` first."
             )
         state: Any = incoming_state.metric_state if isinstance(incoming_state, KLDivergence) else incoming_state
-        if isinstance(state, dict) and "totals" in state:
+        if isinstance(state, dict):
             if problem := self._problem_of(state):
                 raise ValueError(f"Only what was measured with the same options can be merged. {problem}")
             incoming_state = self._on_this_device(state)
@@ -270,18 +277,23 @@ class KLDivergence(Metric):
             self._computed = None
             if state["totals"][totals.ROWS]:
                 self._update_count = max(self._update_count, 1)  # or torchmetrics warns that there was no update
+        else:
+            missing_keys = args[2]
+            missing_keys += [prefix + key for key, persistent in self._persistent.items() if persistent]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _problem_of(self, state: dict[str, Any]) -> str:
         """Why these states cannot be ours; empty if they can."""
         theirs = state.get("totals")
+        if not state:
+            return f"Got no states for {self!r}. Does `state_dict` hold them? For that, call `persistent(True)` before."
         if state.keys() != self._defaults.keys():
             return f"Got the states {sorted(state)} for {self!r}, which has {sorted(self._defaults)}."
         if not isinstance(theirs, Tensor) or theirs.shape != (totals.SIZE,):
             what = f"shape {tuple(theirs.shape)}" if isinstance(theirs, Tensor) else f"{type(theirs).__name__}"
             return f"Totals are {totals.SIZE} numbers. Got {what} for {self!r}. Were they saved by another version?"
         if theirs[totals.FINGERPRINT :].tolist() != self.totals[totals.FINGERPRINT :].tolist():
-            return f"Got totals with other options than those of {self!r}."
+            return f"Got totals with other options than those of {self!r}: compare the metric that made them."
         if self.reduction == "none" and _length(state["rows"]) != self._number_of_rows(theirs):
             return f"Got totals of {self._number_of_rows(theirs)} rows, and other rows than these, for {self!r}."
         return ""
@@ -341,6 +353,7 @@ class KLDivergence(Metric):
             try:
                 if name == "totals":  # of one shape everywhere, and they say how many rows each process has
                     gathered = gather(state, group)
+                    self._check_options_of_all(gathered)
                     lengths.extend([self._number_of_rows(part) for part in gathered])
                     return gathered
                 if name == "rows":
@@ -354,6 +367,15 @@ class KLDivergence(Metric):
                 ) from error
 
         return gather_state
+
+    def _check_options_of_all(self, gathered: list[Tensor]) -> None:
+        marks = [part[totals.FINGERPRINT :].tolist() for part in gathered]
+        others = [rank for rank, mark in enumerate(marks) if mark != marks[0]]
+        if others:
+            raise ValueError(
+                "All processes must measure with the same options, and all of them with reduction='none' or none."
+                f" Got others on the ranks {others} than on rank 0. This process has {self!r}."
+            )
 
     def _number_of_rows(self, sums: Tensor) -> int:
         left_out = sums[totals.INVALID] if self.options.nan_strategy == "ignore" else 0
@@ -412,7 +434,7 @@ class KLDivergence(Metric):
         if not self._dtype_convert:
             self._dtype = dtype
         device = totals.device_of_totals(self.device)
-        self._defaults["totals"] = totals.empty(self.options).to(device)
+        self._defaults["totals"] = self._empty().to(device)
         self.totals = self.totals.to(device)
         if self.reduction == "none":
             self.rows = [rows.to(self.device, self.dtype) for rows in self.rows]

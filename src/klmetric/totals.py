@@ -30,9 +30,10 @@ FINGERPRINT = 2 * LOW
 SIZE = FINGERPRINT + 2
 
 
-def empty(options: Options) -> Tensor:
-    """Totals of no data at all."""
-    return torch.tensor([0.0] * FINGERPRINT + [*options.fingerprint], dtype=torch.float64)
+def empty(options: Options, with_rows: bool = False) -> Tensor:
+    """Totals of no data at all; `with_rows` marks those of a metric that keeps its rows as well."""
+    first, second = options.fingerprint
+    return torch.tensor([0.0] * FINGERPRINT + [first + 2**16 * with_rows, second], dtype=torch.float64)
 
 
 def merge(parts: Tensor) -> Tensor:
