@@ -117,8 +117,9 @@ def _sum_on_a_grid(x: Tensor) -> Tensor:
     """
     total = x.sum()
     _, exponent = torch.frexp(total.detach())
-    # total < 2^exponent, and the spacing of numbers beside `cut` is 2^(exponent - 51).
-    cut = torch.ldexp(torch.full_like(total, 3, requires_grad=False), exponent)
+    # total < 2^exponent, and the spacing of numbers beside `cut` is 2^(exponent - 51). The power of two is made of its
+    # bits, because torch.ldexp had the range of the default dtype in earlier versions.
+    cut = 3 * ((exponent.long().clamp(min=-1021) + 1023) << 52).view(torch.float64)
     above = (x + cut) - cut
     high, low = above.sum(), (x - above).sum()
     both = high + low
