@@ -215,6 +215,16 @@ class TestMonitoring:
         # What Lightning has not run after the last step of an epoch, it does not run any more.
         assert resumed == (history[2:] if step == 4 else history)
 
+    @pytest.mark.parametrize("step", range(1, 9))
+    @pytest.mark.filterwarnings("ignore:Checkpoint directory")
+    def test_resume_where_validation_does_not_follow_the_epochs(self, tmp_path, step):
+        options = {"check_val_every_n_epoch": None, "val_check_interval": 3}
+        metric = KLDivergence(reduction="sum")  # an epoch that counts twice has the same mean
+        history = resumable_fit(tmp_path, metric, **options)
+        resumed = resumable_fit(tmp_path, metric, ckpt_path=tmp_path / f"step={step}.ckpt", **options)
+        assert all(record in history for record in resumed)
+        assert step == 8 or resumed[-1] == history[-1]
+
     @pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:.*mid-epoch.*", "ignore:You're resuming")
     def test_resume_within_an_epoch_with_a_loader_that_starts_over(self, tmp_path):
         def callbacks():

@@ -117,7 +117,7 @@ class KLDivergenceCallback(Callback):
         self.drop_padding = drop_padding
         self.history: list[dict[str, Any]] = []
         self._running: dict[str, list[_Running]] = {}
-        self._saved: list[Any] = []  # totals of an epoch that a checkpoint has interrupted
+        self._saved: dict[str, Any] | None = None  # totals of an epoch that a checkpoint has interrupted
 
     @property
     def state_key(self) -> str:
@@ -131,12 +131,13 @@ class KLDivergenceCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the history of a checkpoint, and the training epoch in the middle of which it was made."""
         self.history = [dict(record) for record in state_dict["history"]]
-        self._saved = state_dict.get("running", [])
+        self._saved = state_dict.get("running")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the totals of a training epoch that has not ended: those of all processes, gathered now."""
         if "train" in self._running:
-            checkpoint["callbacks"][self.state_key]["running"] = [one.state() for one in self._running["train"]]
+            states = [one.state() for one in self._running["train"]]
+            checkpoint["callbacks"][self.state_key]["running"] = {"epoch": trainer.current_epoch, "states": states}
 
     def plot(self, ax: Any = None) -> Any:
         """Draw every value of the history, over the epochs (over the steps where an epoch has several values).
@@ -176,7 +177,7 @@ class KLDivergenceCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing."""
-        self._saved = []
+        self._saved = None
         self._start("train", trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -243,11 +244,13 @@ class KLDivergenceCallback(Callback):
         self._running[stage] = [
             _Running(self.metric, pl_module, loader, self.drop_padding, first) for loader in _loaders(stage, trainer)
         ]
-        if self._saved and stage == "train":
-            if trainer.is_global_zero:  # the totals of all processes, which may be others now
-                for running, states in zip(self._running[stage], self._saved, strict=True):
+        if stage == "train" and self._saved:
+            saved, self._saved = self._saved, None
+            # Made after the last step of an epoch, it is of one that Lightning does not go back to. Else, one process
+            # takes the totals of all, whatever their number is now.
+            if saved["epoch"] == trainer.current_epoch and trainer.is_global_zero:
+                for running, states in zip(self._running[stage], saved["states"], strict=True):
                     running.load(states)
-            self._saved = []
 
     def _update(
         self,
