@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -224,6 +225,24 @@ class TestMonitoring:
         resumed = resumable_fit(tmp_path, metric, ckpt_path=tmp_path / f"step={step}.ckpt", **options)
         assert all(record in history for record in resumed)
         assert step == 8 or resumed[-1] == history[-1]
+
+    @pytest.mark.filterwarnings("ignore:Checkpoint directory")
+    def test_a_metric_that_cannot_be_merged_is_not_continued(self, tmp_path):
+        class Averaged(TorchmetricsKL):
+            def __init__(self):
+                super().__init__()
+                self.add_state("mean", torch.tensor(0.0), dist_reduce_fx="mean")
+
+        history = resumable_fit(tmp_path, Averaged())
+        assert "running" not in str(torch.load(tmp_path / "step=2.ckpt")["callbacks"])
+        resumed = resumable_fit(tmp_path, Averaged(), ckpt_path=tmp_path / "step=2.ckpt")
+        assert resumed[-1] == history[-1]
+
+    def test_no_process_gathers_alone_on_an_exception(self):
+        callback = KLDivergenceCallback(stages=("train",))
+        callback._running["train"] = []
+        run = SimpleNamespace(interrupted=True, world_size=2)
+        callback.on_save_checkpoint(run, Fixed(), {})  # there is nothing to write to: it does not try
 
     @pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:.*mid-epoch.*", "ignore:You're resuming")
     def test_resume_within_an_epoch_with_a_loader_that_starts_over(self, tmp_path):

@@ -7,7 +7,9 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 from torch.distributions import Distribution
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
 
+from klmetric import totals
 from klmetric.distributed import deal_of
 from klmetric.inputs import Input
 from klmetric.metric import KLDivergence
@@ -135,7 +137,9 @@ class KLDivergenceCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the totals of a training epoch that has not ended: those of all processes, gathered now."""
-        if "train" in self._running:
+        # A checkpoint on an exception is made by the process that has it: the others do not come to the gathering.
+        alone = trainer.interrupted and trainer.world_size > 1
+        if "train" in self._running and not alone and self._running["train"][0].can_continue:
             states = [one.state() for one in self._running["train"]]
             checkpoint["callbacks"][self.state_key]["running"] = {"epoch": trainer.current_epoch, "states": states}
 
@@ -344,6 +348,11 @@ class _Running:
                 states.append({name: _copy(state) for name, state in metric.metric_state.items()})
         return states
 
+    @property
+    def can_continue(self) -> bool:
+        """Whether one process can take over the totals of all: not those that are averaged, or kept side by side."""
+        return all(set(metric._reductions.values()) <= _MERGE for metric in _metrics(self.metric))
+
     def load(self, states: list[dict[str, Any]]) -> None:
         """Continue from these totals."""
         for metric, state in zip(_metrics(self.metric), states, strict=True):
@@ -387,6 +396,9 @@ class _Running:
         self.seen = start + size
         device = p.device if isinstance(p, Tensor) else None
         return self.deal.real(start, size).to(device)
+
+
+_MERGE = {totals.merge, dim_zero_sum, dim_zero_cat, dim_zero_max, dim_zero_min}
 
 
 def _metrics(metric: Metric | MetricCollection) -> list[Metric]:
