@@ -15,8 +15,8 @@ import torch.distributions as D
 from cases import GRID, pair
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning_run import SIZES, Fixed, loader, resumable_fit, trainer
-from torchmetrics import MetricCollection
+from lightning_run import SIZES, Fixed, WithResumableLoader, loader, resumable_fit, trainer
+from torchmetrics import MetricCollection, MinMaxMetric
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 
 from klmetric import KLDivergence, kl_divergence
@@ -227,20 +227,65 @@ class TestMonitoring:
         assert step == 8 or resumed[-1] == history[-1]
 
     @pytest.mark.filterwarnings("ignore:Checkpoint directory")
-    def test_a_metric_that_cannot_be_merged_is_not_continued(self, tmp_path):
+    def test_one_process_continues_any_states(self, tmp_path):
         class Averaged(TorchmetricsKL):
             def __init__(self):
                 super().__init__()
                 self.add_state("mean", torch.tensor(0.0), dist_reduce_fx="mean")
 
         history = resumable_fit(tmp_path, Averaged())
-        assert "running" not in str(torch.load(tmp_path / "step=2.ckpt")["callbacks"])
-        resumed = resumable_fit(tmp_path, Averaged(), ckpt_path=tmp_path / "step=2.ckpt")
-        assert resumed[-1] == history[-1]
+        assert resumable_fit(tmp_path, Averaged(), tmp_path / "step=2.ckpt") == history
+
+    @pytest.mark.parametrize(
+        "metric",
+        [
+            KLDivergence(direction="reverse"),
+            KLDivergence(temperature=2.0),
+            TorchmetricsKL(),
+            MetricCollection({"a": KLDivergence(), "b": TorchmetricsKL()}),
+            MinMaxMetric(KLDivergence()),
+        ],
+        ids=["reverse", "temperature", "theirs", "collection", "wrapper"],
+    )
+    @pytest.mark.filterwarnings("ignore:Checkpoint directory")
+    def test_totals_of_another_metric_are_not_continued(self, tmp_path, metric):
+        resumable_fit(tmp_path, metric.clone() if isinstance(metric, MinMaxMetric) else KLDivergence())
+        with pytest.warns(UserWarning, match="The checkpoint has no totals of this metric, with these options"):
+            resumable_fit(tmp_path, metric, tmp_path / "step=2.ckpt")
+
+    @pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:Be aware that when using `ckpt_path`")
+    def test_the_same_callback_after_a_fit_that_raised(self, tmp_path):
+        history = resumable_fit(tmp_path)
+
+        class Raises(WithResumableLoader):
+            def training_step(self, batch, batch_idx):
+                if batch_idx == 3:
+                    raise RuntimeError("out of memory")
+                return super().training_step(batch, batch_idx)
+
+        callback = KLDivergenceCallback(stages=("train", "validate"))
+        options = {"callbacks": [callback], "use_distributed_sampler": False}
+        with pytest.raises(RuntimeError, match="out of memory"):
+            trainer(tmp_path, **options).fit(Raises(), val_dataloaders=loader(3))
+        trainer(tmp_path, **options).fit(
+            WithResumableLoader(), val_dataloaders=loader(3), ckpt_path=tmp_path / "step=2.ckpt"
+        )
+        assert callback.history == history
+
+    @pytest.mark.filterwarnings("ignore:Checkpoint directory")
+    def test_an_evaluation_of_a_checkpoint_keeps_the_history(self, tmp_path):
+        callback = KLDivergenceCallback()
+        best = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        run = trainer(tmp_path, callbacks=[callback, best], enable_checkpointing=True)
+        run.fit(Fixed(), loader(SIZES[0]), loader(3))
+        before = list(callback.history)
+        run.test(Fixed(), loader(3), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+        assert callback.history[:-1] == before
+        assert callback.history[-1]["stage"] == "test"
 
     def test_no_process_gathers_alone_on_an_exception(self):
         callback = KLDivergenceCallback(stages=("train",))
-        callback._running["train"] = []
+        callback._running["train"] = [None]
         run = SimpleNamespace(interrupted=True, world_size=2)
         callback.on_save_checkpoint(run, Fixed(), {})  # there is nothing to write to: it does not try
 

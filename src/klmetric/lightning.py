@@ -120,6 +120,7 @@ class KLDivergenceCallback(Callback):
         self.history: list[dict[str, Any]] = []
         self._running: dict[str, list[_Running]] = {}
         self._saved: dict[str, Any] | None = None  # totals of an epoch that a checkpoint has interrupted
+        self._is_evaluating = False
 
     @property
     def state_key(self) -> str:
@@ -132,15 +133,23 @@ class KLDivergenceCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the history of a checkpoint, and the training epoch in the middle of which it was made."""
+        if self._is_evaluating and self.history:  # `trainer.test(ckpt_path="best")` is a part of the same history
+            return
         self.history = [dict(record) for record in state_dict["history"]]
         self._saved = state_dict.get("running")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what a run before this one has left unfinished."""
+        self._running, self._saved = {}, None
+        self._is_evaluating = stage != "fit"
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the totals of a training epoch that has not ended: those of all processes, gathered now."""
         # A checkpoint on an exception is made by the process that has it: the others do not come to the gathering.
         alone = trainer.interrupted and trainer.world_size > 1
-        if "train" in self._running and not alone and self._running["train"][0].can_continue:
-            states = [one.state() for one in self._running["train"]]
+        running = self._running.get("train", [])
+        if running and not alone and (trainer.world_size == 1 or all(one.can_continue for one in running)):
+            states = [one.state() for one in running]
             checkpoint["callbacks"][self.state_key]["running"] = {"epoch": trainer.current_epoch, "states": states}
 
     def plot(self, ax: Any = None) -> Any:
@@ -248,13 +257,26 @@ class KLDivergenceCallback(Callback):
         self._running[stage] = [
             _Running(self.metric, pl_module, loader, self.drop_padding, first) for loader in _loaders(stage, trainer)
         ]
-        if stage == "train" and self._saved:
+        if stage == "train":
             saved, self._saved = self._saved, None
             # Made after the last step of an epoch, it is of one that Lightning does not go back to. Else, one process
-            # takes the totals of all, whatever their number is now.
-            if saved["epoch"] == trainer.current_epoch and trainer.is_global_zero:
-                for running, states in zip(self._running[stage], saved["states"], strict=True):
-                    running.load(states)
+            # takes the totals of all of them, whatever their number is now.
+            states = saved["states"] if saved and saved["epoch"] == trainer.current_epoch else None
+            if trainer.is_global_zero and (states or first):
+                self._continue(states)
+
+    def _continue(self, states: list[Any] | None) -> None:
+        running = self._running["train"]
+        if states and len(states) == len(running) and all(map(_Running.fits, running, states)):
+            for one, its_states in zip(running, states, strict=True):
+                one.load(its_states)
+        else:
+            warnings.warn(
+                "The checkpoint has no totals of this metric, with these options, for the epoch in whose middle it was"
+                " made (wrappers keep none, nor do metrics on several processes whose states do not merge): its value"
+                " is of the rest of the epoch.",
+                stacklevel=3,
+            )
 
     def _update(
         self,
@@ -351,7 +373,19 @@ class _Running:
     @property
     def can_continue(self) -> bool:
         """Whether one process can take over the totals of all: not those that are averaged, or kept side by side."""
-        return all(set(metric._reductions.values()) <= _MERGE for metric in _metrics(self.metric))
+        return all(
+            set(metric._reductions.values()) <= _MERGE and metric._reductions for metric in _metrics(self.metric)
+        )
+
+    def fits(self, states: list[dict[str, Any]]) -> bool:
+        """Whether these are totals of the same metrics, with the same options."""
+        metrics = _metrics(self.metric)
+        return len(metrics) == len(states) and all(
+            metric._defaults  # a wrapper has none, and its metrics are not looked at
+            and metric._defaults.keys() == state.keys()
+            and not (isinstance(metric, KLDivergence) and metric._problem_of(state))
+            for metric, state in zip(metrics, states, strict=True)
+        )
 
     def load(self, states: list[dict[str, Any]]) -> None:
         """Continue from these totals."""
