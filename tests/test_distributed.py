@@ -614,6 +614,19 @@ class TestRealSamples:
         with pytest.warns(UserWarning, match="^Growing makes batches of its own"):
             assert real_samples(loader, 0, 2).all()
 
+    def test_an_iterable_that_accelerate_deals_out(self):
+        data_loader = pytest.importorskip("accelerate.data_loader")
+        loader = DataLoader(Endless(), batch_size=2)
+        loader = data_loader.prepare_data_loader(loader, None, 2, 0, dispatch_batches=False)
+        with pytest.warns(UserWarning, match="^IterableDatasetShard does not say how many samples there are"):
+            assert real_samples(loader, 0, 2).all()
+
+    @pytest.mark.skipif("in_order" not in DataLoader.__init__.__annotations__, reason="of a later torch")
+    def test_batches_in_any_order(self):
+        loader = numbered(7, sampler=self.sampler(), num_workers=1, in_order=False)
+        with pytest.warns(UserWarning, match="^DataLoader gives its batches in any order"):
+            assert real_samples(loader, 0, 4).all()
+
     def test_by_sampler_and_by_batch_sampler(self):
         sampler = self.sampler(shuffle=False)
         batches = torch.utils.data.BatchSampler(sampler, 2, drop_last=False)
@@ -627,6 +640,7 @@ class TestRealSamples:
             DataLoader(self.data, sampler=self.sampler(drop_last=True)),
             DataLoader(self.data, batch_size=None, sampler=self.sampler()),
             DataLoader(Endless(), batch_size=2),
+            DataLoader(self.data, num_workers=1),
             [1, 2, 3],
             None,
         ):

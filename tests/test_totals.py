@@ -112,6 +112,12 @@ def test_sums_at_the_ends_of_float64(rows, weight):
     assert totals.add(batch, batch)[totals.KL] == 2 * kl.sum()
 
 
+def test_an_overflow_hides_no_bad_row():
+    rows = torch.tensor([1.7e308, 1.7e308, torch.nan], dtype=torch.float64)
+    total = totals.of_rows(rows, None)
+    assert total[[totals.KL, totals.ROWS, totals.INVALID]].tolist() == [math.inf, 3, 1]
+
+
 def test_what_they_count():
     rows = torch.tensor([[1.0, 2.0], [torch.nan, 4.0], [torch.nan, torch.inf]])
     weight = torch.tensor([[1.0, 0.5], [2.0, 3.0], [0.0, 0.0]])

@@ -101,6 +101,9 @@ def deal_of(loader: Any) -> Deal | None:
     if type(loader).__name__ == "DataLoaderDispatcher":
         _warn(loader, "sends every process its batches from the first one")
         return None
+    if type(getattr(loader, "dataset", None)).__name__ == "IterableDatasetShard":
+        _warn(loader.dataset, "does not say how many samples there are")
+        return None
     batches = loader if isinstance(loader, BatchSampler) else getattr(loader, "batch_sampler", None)
     if batches is None and isinstance(getattr(loader, "sampler", None), BatchSampler):
         batches = loader.sampler
@@ -111,6 +114,9 @@ def deal_of(loader: Any) -> Deal | None:
         sampler = getattr(loader, "sampler", None) if batches is not None else None
     if not isinstance(sampler, DistributedSampler) or sampler.total_size <= len(sampler.dataset):  # type: ignore[arg-type]
         return None
+    if getattr(loader, "num_workers", 0) and not getattr(loader, "in_order", True):
+        _warn(loader, "gives its batches in any order (in_order=False)")
+        return None
     for order in (sampler, batches):
         # One with an order of its own may put the repeats anywhere. The wrappers of torch and Lightning keep the order.
         if order is not None and type(order).__iter__.__module__.partition(".")[0] not in _KNOWN:
@@ -120,7 +126,7 @@ def deal_of(loader: Any) -> Deal | None:
     return Deal(len(sampler.dataset), sampler.num_replicas, sampler.rank)  # type: ignore[arg-type]
 
 
-_KNOWN = ("torch", "lightning", "pytorch_lightning")
+_KNOWN = ("torch", "lightning", "pytorch_lightning", "lightning_fabric")
 
 
 def _is_of_accelerate(batches: Any) -> bool:

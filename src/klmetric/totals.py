@@ -133,7 +133,7 @@ def _exact_sum(numbers: Sequence[float]) -> tuple[float, float]:
         high = math.fsum(numbers)
         return high, math.fsum([*numbers, -high]) if math.isfinite(high) else 0.0
     except OverflowError:
-        return math.inf, 0.0
+        return math.nan if any(map(math.isnan, numbers)) else math.inf, 0.0
 
 
 def _two_sum(a: Tensor, b: Tensor) -> Tensor:
