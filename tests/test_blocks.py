@@ -224,6 +224,21 @@ class TestBits:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
         assert torch.equal(value(p[order], q[order]), whole[order])
 
+    @pytest.mark.parametrize("input_format", ["probs", "logits"])
+    def test_a_floor_and_many_threads(self, input_format):
+        p, q = (logits(8, 40_000, seed=seed, dtype=torch.float64) for seed in (0, 1))
+        if input_format == "probs":
+            p, q = p.softmax(-1), q.softmax(-1)
+        options = {"input_format": input_format, "eps": 1e-3, "reduction": "none"}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(4)
+        try:
+            whole = kl_divergence(p, q, **options)
+            for i in range(8):
+                assert torch.equal(kl_divergence(p[i : i + 1], q[i : i + 1], **options), whole[i : i + 1])
+        finally:
+            torch.set_num_threads(threads)
+
     @pytest.mark.parametrize("shape", [(6, 5, 7, 10), (6, 300, 7)], ids=str)
     def test_the_layout_in_memory_does_not_matter(self, shape):
         p, q = logits(*shape), logits(*shape, seed=1)

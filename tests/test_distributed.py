@@ -68,6 +68,34 @@ def test_same_value_as_one_process(processes: Processes, name, reduction, update
 def test_nobody_has_data(processes: Processes):
     for value in processes(compute_in_processes, "all_empty", "mean", "all"):
         assert value.isnan()
+    for value in processes(compute_in_processes, "all_empty", "none", "those with data"):
+        assert value.shape == (0,)
+
+
+def fabric_in_processes(rank, size, shuffle):
+    fabric_module = pytest.importorskip("lightning.fabric")
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": size}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1, "TORCHELASTIC_RUN_ID": "here"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, str(value))
+        fabric = fabric_module.Fabric(accelerator="cpu", devices=size, strategy="ddp")
+        fabric.launch()
+        data = TensorDataset(*pair(7, 5))
+        loader = fabric.setup_dataloaders(DataLoader(data, batch_size=2, shuffle=shuffle))
+        metric, seen = KLDivergence(), 0
+        for p, q in loader:
+            metric.update(p, q, real_samples(loader, seen, len(p)))
+            seen += len(p)
+        return seen, metric.compute()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_loader_of_fabric(processes: Processes, shuffle):
+    replies = processes(fabric_in_processes, shuffle)
+    assert sum(seen for seen, _ in replies) > 7
+    for _, value in replies:
+        assert torch.equal(value, kl_divergence(*pair(7, 5)))
 
 
 def forward_in_processes(rank, size, dist_sync_on_step):

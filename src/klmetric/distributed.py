@@ -109,10 +109,10 @@ def deal_of(loader: Any) -> Deal | None:
         batches = loader.sampler
     if batches is not None and _is_of_accelerate(batches):
         return _deal_of_accelerate(batches)
-    sampler = loader if isinstance(loader, DistributedSampler) else getattr(batches, "sampler", None)
-    if not isinstance(sampler, DistributedSampler):
-        sampler = getattr(loader, "sampler", None) if batches is not None else None
-    if not isinstance(sampler, DistributedSampler) or sampler.total_size <= len(sampler.dataset):  # type: ignore[arg-type]
+    # Without batches there is no axis of samples.
+    places = (loader,) if batches is None else (getattr(batches, "sampler", None), getattr(loader, "sampler", None))
+    sampler = next((place for place in places if isinstance(place, DistributedSampler)), None)
+    if sampler is None or sampler.total_size <= len(sampler.dataset):  # type: ignore[arg-type]
         return None
     if getattr(loader, "num_workers", 0) and not getattr(loader, "in_order", True):
         _warn(loader, "gives its batches in any order (in_order=False)")

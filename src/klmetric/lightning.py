@@ -57,8 +57,7 @@ class KLDivergenceCallback(Callback):
         name: of the logged value; {stage} becomes train, val or test. Two callbacks in one Trainer need two names.
         prog_bar: whether the progress bar shows it.
         drop_padding: leave out the samples that `DistributedSampler` repeats so that all processes get equally many
-            (`klmetric.distributed.real_samples`).
-            It needs a first axis of samples in `p` and `q`.
+            (`klmetric.distributed.real_samples`). It needs a first axis of samples in `p` and `q`.
 
     Attributes:
         history: one dict for each epoch end, with the stage, the epoch, the number of steps taken and every value
@@ -142,6 +141,10 @@ class KLDivergenceCallback(Callback):
         """Forget what a run before this one has left unfinished."""
         self._running, self._saved = {}, None
         self._is_evaluating = stage != "fit"
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take any state again."""
+        self._is_evaluating = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the totals of a training epoch that has not ended: those of all processes, gathered now."""

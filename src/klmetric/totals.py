@@ -37,7 +37,7 @@ def empty(options: Options, with_rows: bool = False) -> Tensor:
 
 
 def merge(parts: Tensor) -> Tensor:
-    """Totals of all data together, from the totals of its parts, shape (parts, 12): to the bit, in any order."""
+    """Totals of all data together, from the totals of its parts, shape (parts, 12), each sum rounded once."""
     return _merge(parts.tolist()).to(parts.device)
 
 
