@@ -539,12 +539,12 @@ class TestPadding:
     def running(self, **options):
         from torch.utils.data import DistributedSampler
 
-        from klmetric.lightning import _Running
+        from klmetric.running import Running
 
         data = loader(7).dataset
         sampler = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)
         loader_of_one = torch.utils.data.DataLoader(data, batch_size=3, sampler=sampler)
-        return _Running(KLDivergence(), Fixed(), loader_of_one, True)
+        return Running(KLDivergence(), torch.device("cpu"), loader_of_one, True)
 
     def test_flattened_tokens_are_refused(self):
         text = (

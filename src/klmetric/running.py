@@ -1,0 +1,133 @@
+"""The metric of one dataloader while an epoch runs: what is real of each batch, and what a checkpoint keeps."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
+
+from klmetric import totals
+from klmetric.distributed import deal_of
+from klmetric.inputs import Input
+from klmetric.metric import KLDivergence
+
+# What merges states so that one process can have those of all.
+_MERGE = {totals.merge, dim_zero_sum, dim_zero_cat, dim_zero_max, dim_zero_min}
+
+
+class Running:
+    """The metric of one dataloader while an epoch runs.
+
+    Args:
+        metric: a copy of it measures.
+        device: of the copy.
+        loader: where the batches come from.
+        drop_padding: whether to leave out its repeated samples.
+        first: the index of its first batch, in an epoch that goes on where a checkpoint was made.
+    """
+
+    def __init__(
+        self,
+        metric: Metric | MetricCollection,
+        device: torch.device,
+        loader: Any,
+        drop_padding: bool,
+        first: int = 0,
+    ) -> None:
+        self.metric = metric.clone().to(device)
+        self.metric.reset()
+        self.deal = deal_of(loader) if drop_padding else None
+        self.batch_size: int | None = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+        # A loader that cannot continue starts over, as Lightning warns.
+        self.first = 0 if hasattr(loader, "load_state_dict") else first
+        self.seen = 0
+
+    def state(self) -> list[dict[str, Any]]:
+        """The totals of all processes."""
+        states = []
+        for metric in _metrics(self.metric):
+            with metric.sync_context():
+                states.append({name: _copy(state) for name, state in metric.metric_state.items()})
+        return states
+
+    @property
+    def can_continue(self) -> bool:
+        """Whether one process can take over the totals of all: not those that are averaged, or kept side by side."""
+        return all(
+            set(metric._reductions.values()) <= _MERGE and metric._reductions for metric in _metrics(self.metric)
+        )
+
+    def fits(self, states: list[dict[str, Any]]) -> bool:
+        """Whether these are totals of the same metrics, with the same options."""
+        metrics = _metrics(self.metric)
+        return len(metrics) == len(states) and all(
+            metric._defaults  # a wrapper has none, and its metrics are not looked at
+            and metric._defaults.keys() == state.keys()
+            and not (isinstance(metric, KLDivergence) and metric._problem_of(state))
+            for metric, state in zip(metrics, states, strict=True)
+        )
+
+    def load(self, states: list[dict[str, Any]]) -> None:
+        """Continue from these totals."""
+        for metric, state in zip(_metrics(self.metric), states, strict=True):
+            for name, value in state.items():
+                is_list = isinstance(metric._defaults[name], list) and isinstance(value, Tensor)
+                setattr(metric, name, [value] if is_list else value)
+            metric._update_count = 1
+            metric.to(metric.device)
+
+    def update(self, p: Input, q: Input, weight: Tensor | None, batch_idx: int) -> None:
+        """Add the batch, without the samples that are repeated."""
+        if self.deal is not None:
+            real = self._real(p, batch_idx)
+            if not bool(real.all()):
+                if isinstance(p, Tensor) and isinstance(q, Tensor):
+                    # By index, not by weight: that serves metrics without weights as well.
+                    p, q, weight = p[real], q[real], _of_samples(weight, real)
+                else:
+                    weight = real if weight is None else weight * _as_prefix(real, weight)
+        self.metric.update(p, q, **({} if weight is None else {"weight": weight}))
+
+    def compute(self) -> Any:
+        """The value, of all processes."""
+        with warnings.catch_warnings():
+            # This process may have had no batch where others had some.
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
+            return self.metric.compute()
+
+    def _real(self, p: Input, batch_idx: int) -> Tensor:
+        assert self.deal is not None
+        shape = p.batch_shape if isinstance(p, Distribution) else p.shape
+        size = shape[0] if shape else 1
+        start = self.seen if self.batch_size is None else (batch_idx - self.first) * self.batch_size
+        left = self.deal.samples - start
+        expected = left if self.batch_size is None else min(self.batch_size, left)
+        if size > expected or (self.batch_size is not None and size != expected):
+            raise ValueError(
+                "`drop_padding` needs one entry of `p` and `q` per sample, on the first axis: the samples that"
+                f" DistributedSampler repeats are left out. Got shape {tuple(shape)} for a batch of {expected} samples."
+                " Return (samples, positions, classes) from the step. (With drop_padding=False the value would depend"
+                " on the number of processes.)"
+            )
+        self.seen = start + size
+        device = p.device if isinstance(p, Tensor) else None
+        return self.deal.real(start, size).to(device)
+
+
+def _metrics(metric: Metric | MetricCollection) -> list[Metric]:
+    return [metric] if isinstance(metric, Metric) else list(metric.values(copy_state=False))
+
+
+def _copy(state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    return state.detach().clone() if isinstance(state, Tensor) else [part.detach().clone() for part in state]
+
+
+def _of_samples(weight: Tensor | None, real: Tensor) -> Tensor | None:
+    return weight if weight is None or weight.ndim == 0 else weight[real.to(weight.device)]
+
+
+def _as_prefix(real: Tensor, weight: Tensor) -> Tensor:
+    return real.to(weight.device).reshape(real.shape + (1,) * max(weight.ndim - 1, 0))
