@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from klmetric import KLDivergence
+from klmetric import KLDivergence, KLDivergenceSummary
 from klmetric.lightning import KLDivergenceCallback
 
 SIZES = (7, 5)
@@ -93,7 +93,9 @@ def trainer(root, **options) -> Trainer:
 def main(strategy: str, devices: str, out: str) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     callback = KLDivergenceCallback(KLDivergence(), stages=("train", "validate", "test"))
-    run = trainer(Path(out).parent, strategy=strategy, devices=int(devices), callbacks=[callback], max_epochs=1)
+    summary = KLDivergenceCallback(KLDivergenceSummary(), name="{stage}_summary")
+    callbacks = [callback, summary]
+    run = trainer(Path(out).parent, strategy=strategy, devices=int(devices), callbacks=callbacks, max_epochs=1)
     logged = {}
     grid = [loader(count, batch_size) for count, batch_size in GRID]
     run.fit(Fixed(), loader(SIZES[0], shuffle=True), grid)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torchrun_run
 from cases import GRID, pair
+from kinds import KINDS, make, same, value_of, without_order
 from processes import Processes, free_port
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import MetricCollection
@@ -21,8 +22,6 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from klmetric import KLDivergence, kl_divergence, totals
 from klmetric.distributed import deal_of, real_samples
-
-REDUCTIONS = ("mean", "sum", "batchmean", "none")
 
 # How many of ten rows each rank has.
 SHARES = {
@@ -38,9 +37,9 @@ def shares_of(rank: int, size: int, name: str):
     return p[start : start + share[rank]], q[start : start + share[rank]]
 
 
-def compute_in_processes(rank, size, name, reduction, updates):
+def compute_in_processes(rank, size, name, kind, updates):
     p, q = shares_of(rank, size, name)
-    metric = KLDivergence(reduction=reduction)
+    metric = make(kind)
     if len(p) or updates == "all":
         metric.update(p, q)
     before = {
@@ -57,12 +56,12 @@ def compute_in_processes(rank, size, name, reduction, updates):
 
 
 @pytest.mark.parametrize("updates", ["all", "those with data"])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["even", "uneven", "one_empty"])
-def test_same_value_as_one_process(processes: Processes, name, reduction, updates):
-    exact = kl_divergence(*pair(10, 5), reduction=reduction)
-    for value in processes(compute_in_processes, name, reduction, updates):
-        torch.testing.assert_close(value, exact, rtol=0, atol=0)
+def test_same_value_as_one_process(processes: Processes, name, kind, updates):
+    exact = value_of(kind, *pair(10, 5))
+    for value in processes(compute_in_processes, name, kind, updates):
+        same(value, exact)
 
 
 def test_nobody_has_data(processes: Processes):
@@ -196,8 +195,8 @@ class Counted:
             setattr(dist, name, original)
 
 
-def collectives_in_processes(rank, size, cls, options, share):
-    metric = cls(**options)
+def collectives_in_processes(rank, size, kind, share):
+    metric = TorchmetricsKL() if kind == "torchmetrics" else make(kind)
     metric.update(*shares_of(rank, size, share))
     with Counted() as counted:
         metric.compute()
@@ -205,17 +204,17 @@ def collectives_in_processes(rank, size, cls, options, share):
     return counted.calls
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", ["even", "uneven", "one_empty"])
-def test_collectives_of_one_compute(processes: Processes, reduction, share):
-    expected = ["all_gather"] * (2 if reduction == "none" else 1)
-    for calls in processes(collectives_in_processes, KLDivergence, {"reduction": reduction}, share):
+def test_collectives_of_one_compute(processes: Processes, kind, share):
+    expected = ["all_gather"] * (2 if kind == "none" else 1)
+    for calls in processes(collectives_in_processes, kind, share):
         assert calls == expected
 
 
 def test_collectives_are_counted(two_processes: Processes):
     # Of a state in torchmetrics: a barrier, and the state; it has two.
-    for calls in two_processes(collectives_in_processes, TorchmetricsKL, {}, "even"):
+    for calls in two_processes(collectives_in_processes, "torchmetrics", "even"):
         assert calls == ["barrier", "all_gather", "barrier", "all_gather"]
 
 
@@ -375,9 +374,9 @@ def test_nan_on_one_rank(processes: Processes):
         assert ignored.isfinite()
 
 
-def synced_in_processes(rank, size, reduction):
+def synced_in_processes(rank, size, kind):
     p, q = shares_of(rank, size, "uneven")
-    metric = KLDivergence(reduction=reduction)
+    metric = make(kind)
     metric.persistent(True)
     metric.update(p, q)
     own, before = metric.totals, metric.state_dict()
@@ -391,10 +390,7 @@ def synced_in_processes(rank, size, reduction):
             (metric.sync, "has already been synced"),
             (lambda: metric.update(p, q), "must not be synced when a batch is added"),
             (lambda: metric(p, q), "must not be synced when a batch is added"),
-            (
-                lambda: metric.merge_state(KLDivergence(reduction=reduction)),
-                "Nothing can be merged into a synced metric",
-            ),
+            (lambda: metric.merge_state(make(kind)), "Nothing can be merged into a synced metric"),
             (lambda: metric.load_state_dict(before), "Nothing can be loaded into a synced metric"),
         ):
             with pytest.raises(TorchMetricsUserError, match=text):
@@ -403,10 +399,10 @@ def synced_in_processes(rank, size, reduction):
     with pytest.raises(TorchMetricsUserError, match="has already been un-synced"):
         metric.unsync()
     assert torch.equal(metric.totals, own)
-    assert torch.equal(metric.compute(), value)
-    alone = KLDivergence(reduction=reduction, sync_on_compute=False)
+    same(metric.compute(), value)
+    alone = make(kind, sync_on_compute=False)
     alone.load_state_dict(everything)
-    assert torch.equal(alone.compute(), value)
+    same(alone.compute(), value)
     metric.sync()
     metric.reset()
     assert metric.totals[totals.ROWS] == 0
@@ -414,10 +410,10 @@ def synced_in_processes(rank, size, reduction):
     return value
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_synced_metric(processes: Processes, reduction):
-    for value in processes(synced_in_processes, reduction):
-        assert torch.equal(value, kl_divergence(*pair(10, 5), reduction=reduction))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_synced_metric(processes: Processes, kind):
+    for value in processes(synced_in_processes, kind):
+        same(value, value_of(kind, *pair(10, 5)))
 
 
 def local_values_in_processes(rank, size):
@@ -480,9 +476,9 @@ def test_a_rank_that_fails(tmp_path, fault):
     assert text.startswith("KLDivergence(direction='reverse') could not gather its totals from the other processes")
 
 
-def interrupted_in_processes(rank, size, folder, reduction, merged):
+def interrupted_in_processes(rank, size, folder, kind, merged):
     """The first six batches of twelve, and a checkpoint."""
-    metric = KLDivergence(reduction=reduction)
+    metric = make(kind)
     metric.persistent(True)
     for p, q in batches()[rank:6:size]:
         metric.update(p, q)
@@ -496,9 +492,9 @@ def interrupted_in_processes(rank, size, folder, reduction, merged):
     return metric.compute()
 
 
-def resumed_in_processes(rank, size, folder, reduction, merged):
+def resumed_in_processes(rank, size, folder, kind, merged):
     """The checkpoint, and the last six batches."""
-    metric = KLDivergence(reduction=reduction)
+    metric = make(kind)
     if merged:
         if rank == 0:
             metric.load_state_dict(torch.load(folder / "merged.pt"))
@@ -514,19 +510,18 @@ def batches():
     return list(zip(*(x.split(3) for x in pair(34, 5)), strict=True))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("kind", ["mean", "none", "summary"])
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 3), (3, 2), (3, 1)])
-def test_resumed_from_a_checkpoint(request, tmp_path, before, after, merged, reduction):
+def test_resumed_from_a_checkpoint(request, tmp_path, before, after, merged, kind):
     groups = {2: "two_processes", 3: "three_processes"}
-    request.getfixturevalue(groups[before])(interrupted_in_processes, tmp_path, reduction, merged)
+    request.getfixturevalue(groups[before])(interrupted_in_processes, tmp_path, kind, merged)
     if after == 1:
-        values = [resumed_in_processes(0, 1, tmp_path, reduction, merged)]
+        values = [resumed_in_processes(0, 1, tmp_path, kind, merged)]
     else:
-        values = request.getfixturevalue(groups[after])(resumed_in_processes, tmp_path, reduction, merged)
-    exact = kl_divergence(*pair(34, 5), reduction=reduction)
+        values = request.getfixturevalue(groups[after])(resumed_in_processes, tmp_path, kind, merged)
     for value in values:
-        assert torch.equal(value.sort().values, exact.sort().values)
+        same(*map(without_order, (value, value_of(kind, *pair(34, 5)))))
 
 
 def sampler_in_processes(rank, size, count, shuffle, drop_last, batch_size):

@@ -13,13 +13,14 @@ import pytest
 import torch
 import torch.distributions as D
 from cases import GRID, pair
+from kinds import value_of
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning_run import SIZES, Fixed, WithResumableLoader, loader, resumable_fit, trainer
 from torchmetrics import MetricCollection, MinMaxMetric
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 
-from klmetric import KLDivergence, kl_divergence
+from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
 from klmetric.lightning import KLDivergenceCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:GPU available")
@@ -209,7 +210,7 @@ class TestMonitoring:
     @pytest.mark.parametrize("step", [2, 3, 4, 6])
     @pytest.mark.filterwarnings("ignore:Checkpoint directory")
     def test_resume_within_an_epoch(self, tmp_path, step):
-        metrics = {"mean": KLDivergence(), "bits": KLDivergence(base=2), "theirs": TorchmetricsKL()}
+        metrics = {"bits": KLDivergence(base=2), "theirs": TorchmetricsKL(), "all": KLDivergenceSummary()}
         history = resumable_fit(tmp_path, MetricCollection(metrics))
         close(history[1]["train_kl_mean"], SIZES[0])
         resumed = resumable_fit(tmp_path, MetricCollection(metrics), tmp_path / f"step={step}.ckpt")
@@ -331,6 +332,34 @@ class TestSources:
         close(run.callback_metrics["val_kl_mean/dataloader_idx_0"], SIZES[0])
         close(run.callback_metrics["val_kl_mean/dataloader_idx_1"], SIZES[1])
         assert len(run.callback_metrics) == 6
+
+    def test_a_summary(self, tmp_path):
+        monitor = EarlyStopping(monitor="val_kl_p99", patience=1)
+        callback = KLDivergenceCallback(KLDivergenceSummary(top=1))
+        run = trainer(tmp_path, callbacks=[callback, monitor], max_epochs=4)
+        run.fit(Fixed(), loader(3), loader(SIZES[0]))
+        assert len(callback.history) == 2, "it stops where p99 gets no better"
+        metric = KLDivergenceSummary(top=1)
+        metric.update(*pair(SIZES[0], 5, seed=SIZES[0]))
+        expected = {f"val_kl_{key}": value.item() for key, value in metric.compute().items()}
+        assert {key: value for key, value in callback.history[0].items() if key in expected} == expected
+        assert {key: value.item() for key, value in run.callback_metrics.items()} == pytest.approx(expected)
+        assert set(run.progress_bar_metrics) == {"val_kl_mean"}
+        import matplotlib
+
+        matplotlib.use("agg")
+        axis = callback.plot()[1]
+        drawn = {line.get_label() for line in axis.lines}
+        assert drawn == {
+            f"val_kl_{key}" for key in ("mean", "stderr", "max", "p50", "p90", "p95", "p99", "p99_9", "top1")
+        }
+        axis = callback.plot(names=["val_kl_agreement"])[1]
+        assert [line.get_label() for line in axis.lines] == ["val_kl_agreement"]
+        with pytest.raises(
+            ValueError, match=r"`names` must be of logged values. Got 'val_kl'; there are \['val_kl_mean'"
+        ):
+            callback.plot(names=["val_kl"])
+        matplotlib.pyplot.close("all")
 
     @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
     def test_a_skipped_training_step(self, tmp_path):
@@ -529,6 +558,9 @@ def test_same_value_for_every_number_of_processes(tmp_path, strategy, devices):
         close(logged["test_kl"], SIZES[0])
     for index, (count, _) in enumerate(GRID):
         assert logged[f"val_kl/dataloader_idx_{index}"] == kl_divergence(*pair(count, 5, seed=count)).item()
+        for key, value in value_of("summary", *pair(count, 5, seed=count)).items():
+            if not key.startswith("top"):
+                assert logged[f"val_summary_{key}/dataloader_idx_{index}"] == value.item()
     # The workers of ddp_spawn take their histories with them.
     assert len(record["history"]) == (0 if strategy == "ddp_spawn" else 4)
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.distributions as D
 from cases import DIRECTIONS, logits, pair
+from kinds import KINDS, make, same, value_of, without_order
 from torchmetrics import BootStrapper, MetricCollection, MetricTracker
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
-from klmetric import KLDivergence, kl_divergence
+from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
 
-REDUCTIONS = ("mean", "sum", "batchmean", "none")
 BATCHES = [pair(n, 5, seed=n) for n in (4, 1, 7)]
 
 
@@ -24,34 +24,37 @@ def joined():
     return [torch.cat(xs) for xs in zip(*BATCHES, strict=True)]
 
 
-def filled(reduction="mean", **options):
-    metric = KLDivergence(reduction=reduction, **options)
+def filled(kind="mean", **options):
+    metric = make(kind, **options)
     for p, q in BATCHES:
         metric.update(p, q)
     return metric
 
 
-def same(a, b):
-    assert torch.equal(a, b), (a, b)
+COUNTS = {"count", "infinite", "invalid"} | {f"top{k}_{what}" for k in (1, 2, 3) for what in ("sample", "position")}
 
 
-@pytest.fixture(params=REDUCTIONS)
-def reduction(request):
+def dtypes(value):
+    """Of all that is no count."""
+    return {x.dtype for k, x in value.items() if k not in COUNTS} if isinstance(value, dict) else {value.dtype}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
     return request.param
 
 
 class TestAccumulation:
-    def test_compute_is_the_divergence_of_all_batches(self, reduction):
-        same(filled(reduction).compute(), kl_divergence(*joined(), reduction=reduction))
+    def test_compute_is_the_divergence_of_all_batches(self, kind):
+        same(filled(kind).compute(), value_of(kind, *joined()))
 
-    def test_weights(self, reduction):
-        metric = KLDivergence(reduction=reduction)
+    def test_weights(self, kind):
+        metric = make(kind)
         weights = [torch.rand(len(p), generator=torch.Generator().manual_seed(0)) for p, _ in BATCHES]
         weights[2][3] = 0
         for (p, q), weight in zip(BATCHES, weights, strict=True):
             metric.update(p, q, weight)
-        exact = kl_divergence(*joined(), reduction=reduction, weight=torch.cat(weights))
-        same(metric.compute(), exact[exact > 0] if reduction == "none" else exact)
+        same(metric.compute(), value_of(kind, *joined(), torch.cat(weights)))
 
     def test_order_does_not_matter(self):
         metric = KLDivergence()
@@ -66,11 +69,11 @@ class TestAccumulation:
         metric.update(D.Categorical(probs=p), D.Categorical(probs=q))
         same(metric.compute(), kl_divergence(p, q, reduction="batchmean"))
 
-    def test_an_empty_batch_changes_nothing(self, reduction):
-        metric = filled(reduction)
+    def test_an_empty_batch_changes_nothing(self, kind):
+        metric = filled(kind)
         value, before = metric.compute(), metric.totals
         metric.update(torch.zeros(0, 5), torch.zeros(0, 5))
-        assert torch.equal(metric.compute(), value)
+        same(metric.compute(), value)
         assert torch.equal(metric.totals, before)
 
     def test_none_is_one_dimension_even_for_one_row(self):
@@ -81,25 +84,25 @@ class TestAccumulation:
         metric.update(*pair(2, 3, 5))
         assert metric.compute().shape == (7,)
 
-    def test_compute_twice(self, reduction):
-        metric = filled(reduction)
-        assert torch.equal(metric.compute(), metric.compute())
-        uncached = filled(reduction, compute_with_cache=False)
-        assert torch.equal(uncached.compute(), uncached.compute())
+    def test_compute_twice(self, kind):
+        metric = filled(kind)
+        same(metric.compute(), metric.compute())
+        uncached = filled(kind, compute_with_cache=False)
+        same(uncached.compute(), uncached.compute())
 
-    def test_reset(self, reduction):
-        metric = filled(reduction)
+    def test_reset(self, kind):
+        metric = filled(kind)
         value = metric.compute()
         metric.reset()
         assert metric.update_count == 0
         for p, q in BATCHES:
             metric.update(p, q)
-        assert torch.equal(metric.compute(), value)
+        same(metric.compute(), value)
 
-    def test_inputs_stay_as_they_were(self, reduction):
+    def test_inputs_stay_as_they_were(self, kind):
         p, q = pair(4, 5)
         kept = p.clone(), q.clone()
-        KLDivergence(reduction=reduction)(p, q)
+        make(kind)(p, q)
         assert torch.equal(p, kept[0])
         assert torch.equal(q, kept[1])
 
@@ -121,20 +124,23 @@ class TestAccumulation:
 
 
 class TestForward:
-    def test_value_of_the_batch_and_total_of_all(self, reduction):
-        metric = KLDivergence(reduction=reduction)
+    def test_value_of_the_batch_and_total_of_all(self, kind):
+        metric = make(kind)
         for p, q in BATCHES:
-            same(metric(p, q), kl_divergence(p, q, reduction=reduction))
-        same(metric.compute(), filled(reduction).compute())
+            same(metric(p, q), value_of(kind, p, q))
+        same(metric.compute(), filled(kind).compute())
         assert metric.update_count == len(BATCHES)
 
-    def test_gradient(self, reduction):
+    def test_gradient(self, kind):
         p, q = (x.requires_grad_() for x in pair(4, 5))
-        metric = KLDivergence(reduction=reduction)
+        metric = make(kind)
+        if kind == "summary":
+            assert not any(value.requires_grad for value in metric(p, q).values())
+            return
         metric(p, q).sum().backward()
         ours = p.grad, q.grad
         p.grad = q.grad = None
-        kl_divergence(p, q, reduction=reduction).sum().backward()
+        value_of(kind, p, q).sum().backward()
         torch.testing.assert_close(ours, (p.grad, q.grad))
         assert not any(x.requires_grad for x in [metric.totals, *getattr(metric, "rows", [])])
 
@@ -164,12 +170,12 @@ class TestBeforeAnyUpdate:
                 ours = KLDivergence(reduction=reduction).compute()
             with pytest.warns(UserWarning, match="was called before the ``update`` method"):
                 torch.testing.assert_close(ours, TorchmetricsKL(reduction=reduction).compute(), equal_nan=True)
-        for kind in (KLDivergence, TorchmetricsKL):
+        for cls in (KLDivergence, TorchmetricsKL):
             with (
                 pytest.warns(UserWarning, match="was called before"),
                 pytest.raises(ValueError, match="No samples to concatenate"),
             ):
-                kind(reduction="none").compute()
+                cls(reduction="none").compute()
 
     def test_a_call_that_raised_is_no_update(self):
         metric = KLDivergence()
@@ -179,24 +185,29 @@ class TestBeforeAnyUpdate:
 
 
 class TestDtype:
-    def test_result_in_the_dtype_of_the_metric(self, reduction):
-        exact = filled(reduction).compute()
+    def test_result_in_the_dtype_of_the_metric(self, kind):
+        exact = filled(kind).compute()
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-            metric = filled(reduction).set_dtype(dtype)
+            metric = filled(kind).set_dtype(dtype)
             metric = metric.to("cpu")  # torchmetrics forgets the dtype here
-            assert metric.compute().dtype == dtype
+            assert dtypes(metric.compute()) == {dtype}
             assert metric.totals.dtype == torch.float64
             metric.reset()
             assert metric.totals.dtype == torch.float64
             metric.update(*joined())
-            torch.testing.assert_close(metric.compute(), exact.to(dtype))
+            cast = (
+                {k: x if k in COUNTS else x.to(dtype) for k, x in exact.items()}
+                if kind == "summary"
+                else exact.to(dtype)
+            )
+            torch.testing.assert_close(metric.compute(), cast)
 
-    def test_only_set_dtype_changes_it(self, reduction):
+    def test_only_set_dtype_changes_it(self, kind):
         for change in ("half", "double", "float", "bfloat16"):
-            metric = filled(reduction)
+            metric = filled(kind)
             getattr(metric, change)()
-            assert metric.compute().dtype == torch.float32
-        assert filled(reduction).to(torch.float16).compute().dtype == torch.float32
+            assert dtypes(metric.compute()) == {torch.float32}
+        assert dtypes(filled(kind).to(torch.float16).compute()) == {torch.float32}
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
     def test_input_of_any_dtype(self, dtype):
@@ -222,54 +233,53 @@ class TestDtype:
 
 
 class TestCopies:
-    def test_pickle(self, reduction):
-        metric = pickle.loads(pickle.dumps(filled(reduction)))
+    def test_pickle(self, kind):
+        metric = pickle.loads(pickle.dumps(filled(kind)))
         metric.update(*BATCHES[0])
-        exact = filled(reduction)
+        exact = filled(kind)
         exact.update(*BATCHES[0])
-        assert torch.equal(metric.compute(), exact.compute())
+        same(metric.compute(), exact.compute())
 
-    def test_clone_is_independent(self, reduction):
-        metric = filled(reduction)
+    def test_clone_is_independent(self, kind):
+        metric = filled(kind)
         value = metric.compute()
         for other in (metric.clone(), copy.deepcopy(metric)):
             other.update(*BATCHES[0])
             metric._computed = None
-            assert torch.equal(metric.compute(), value)
+            same(metric.compute(), value)
 
-    def test_state_dict(self, reduction):
-        metric = filled(reduction)
+    def test_state_dict(self, kind):
+        metric = filled(kind)
         assert not metric.state_dict()
         metric.persistent(True)
         file = io.BytesIO()
         torch.save(metric.state_dict(), file)
         file.seek(0)
-        other = KLDivergence(reduction=reduction)
+        other = make(kind)
         other.persistent(True)
         other.load_state_dict(torch.load(file, weights_only=True))
         other.update(*BATCHES[0])
         metric.update(*BATCHES[0])
         same(other.compute(), metric.compute())
 
-    def test_hash(self, reduction):
-        assert len({filled(reduction), filled(reduction)}) == 2
+    def test_hash(self, kind):
+        assert len({filled(kind), filled(kind)}) == 2
 
-    def test_merge_state(self, reduction):
-        parts = [KLDivergence(reduction=reduction) for _ in BATCHES]
+    def test_merge_state(self, kind):
+        parts = [make(kind) for _ in BATCHES]
         for metric, (p, q) in zip(parts, BATCHES, strict=True):
             metric.update(p, q)
-        exact = filled(reduction).compute().sort().values if reduction == "none" else filled(reduction).compute()
+        exact = filled(kind).compute()
         for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
             first, *rest = (parts[i].clone() for i in order)
             for one in rest:
                 first.merge_state(one)
-            value = first.compute()
-            same(value.sort().values if reduction == "none" else value, exact)
+            same(*map(without_order, (first.compute(), exact)))
         first = parts[0].clone()
         first.merge_state(parts[1].metric_state)
         second = parts[0].clone()
         second.merge_state(parts[1])
-        assert torch.equal(first.compute(), second.compute())
+        same(first.compute(), second.compute())
 
     def test_merge_after_compute(self):
         first, second = filled(), KLDivergence()
@@ -280,42 +290,44 @@ class TestCopies:
         exact.update(*BATCHES[0])
         same(first.compute(), exact.compute())
 
-    @pytest.mark.parametrize("other", [{"direction": "reverse"}, {"temperature": 9.0}, {"reduction": "none"}], ids=str)
+    @pytest.mark.parametrize("other", [{"direction": "reverse"}, {"temperature": 9.0}, {"kind": "none"}], ids=str)
     def test_merge_with_other_options(self, other):
         metric = filled()
         before = metric.totals
-        for incoming in (filled(**other), filled(**other).metric_state):
+        summaries = [KLDivergenceSummary(**options) for options in ({}, {"top": 1}, {"relative_accuracy": 0.1})]
+        for incoming in (filled(**other), filled(**other).metric_state, *(one.metric_state for one in summaries)):
             with pytest.raises(ValueError, match="Only what was measured with the same options can be merged"):
                 metric.merge_state(incoming)
         assert torch.equal(metric.totals, before)
 
-    def test_clone_after_a_forward_with_gradient(self, reduction):
-        metric = KLDivergence(reduction=reduction)
+    def test_clone_after_a_forward_with_gradient(self, kind):
+        metric = make(kind)
         metric(BATCHES[0][0], BATCHES[0][1].clone().requires_grad_())
-        assert torch.equal(metric.clone().compute(), metric.compute())
+        same(metric.clone().compute(), metric.compute())
 
-    def test_merge_with_nothing(self, reduction):
-        metric = filled(reduction)
+    def test_merge_with_nothing(self, kind):
+        metric = filled(kind)
         value = metric.compute()
-        metric.merge_state(KLDivergence(reduction=reduction))
-        assert torch.equal(metric.compute(), value)
+        metric.merge_state(make(kind))
+        same(metric.compute(), value)
 
 
-def test_merge_puts_the_rows_of_the_other_last():
-    parts = [KLDivergence(reduction="none") for _ in BATCHES]
+@pytest.mark.parametrize("kind", ["none", "summary"])
+def test_merge_puts_the_rows_of_the_other_last(kind):
+    parts = [make(kind) for _ in BATCHES]
     for metric, (p, q) in zip(parts, BATCHES, strict=True):
         metric.update(p, q)
-    merged = KLDivergence(reduction="none")
+    merged = make(kind)
     for part in parts:
         merged.merge_state(part)
-    assert torch.equal(merged.compute(), filled("none").compute())  # without a warning that there was no update
+    same(merged.compute(), filled(kind).compute())  # without a warning that there was no update
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("kind", ["mean", "none", "summary"])
 class TestCheckpoint:
-    def test_what_was_not_saved_is_missed(self, reduction):
-        state = filled(reduction).state_dict()
-        metric = KLDivergence(reduction=reduction)
+    def test_what_was_not_saved_is_missed(self, kind):
+        state = filled(kind).state_dict()
+        metric = make(kind)
         metric.load_state_dict(state)  # not persistent: as torchmetrics' own
         metric.persistent(True)
         with pytest.raises(RuntimeError, match=r"Missing key.*totals"):
@@ -323,22 +335,30 @@ class TestCheckpoint:
         with pytest.raises(ValueError, match=r"Got no states for .*persistent\(True\)"):
             metric.merge_state(state)
 
-    @pytest.mark.parametrize("other", [{"direction": "reverse"}, {"reduction": "sum"}], ids=str)
-    def test_of_other_options(self, reduction, other):
-        saved = filled(reduction, **{k: v for k, v in other.items() if k != "reduction"})
+    def test_of_another_reduction(self, kind):
+        metric, saved = make("sum"), filled(kind)
         saved.persistent(True)
-        state = saved.state_dict()
-        metric = KLDivergence(reduction=other.get("reduction", reduction))
-        if other == {"reduction": "sum"} and reduction == "mean":
-            metric.load_state_dict(state)
-            assert torch.equal(metric.compute(), filled("sum").compute())
-            return
-        module = torch.nn.ModuleDict({"kl": metric})
-        with pytest.raises(RuntimeError, match=r"Only what was measured with the same options can be loaded. Got"):
-            module.load_state_dict({f"kl.{key}": value for key, value in state.items()})
-        assert torch.equal(metric.totals, KLDivergence(reduction=metric.reduction).totals)
+        if kind == "mean":
+            metric.load_state_dict(saved.state_dict())
+            same(metric.compute(), filled("sum").compute())
+        else:
+            self.is_refused(metric, saved.state_dict())
 
-    def test_of_another_version(self, reduction):
+    def test_of_other_options(self, kind):
+        saved = filled(kind, direction="reverse")
+        saved.persistent(True)
+        self.is_refused(make(kind), saved.state_dict())
+
+    def is_refused(self, metric, state):
+        before = metric.totals
+        module = torch.nn.ModuleDict({"kl": metric})
+        with pytest.raises(
+            RuntimeError, match=r"Only what was measured with the same options can be loaded. Got|Total"
+        ):
+            module.load_state_dict({f"kl.{key}": value for key, value in state.items()})
+        assert torch.equal(metric.totals, before)
+
+    def test_of_another_version(self, kind):
         metric = KLDivergence()
         with pytest.raises(RuntimeError, match=r"Totals are 12 numbers. Got shape \(7,\)"):
             metric.load_state_dict({"totals": torch.zeros(7)})
@@ -350,22 +370,33 @@ class TestNanStrategy:
         p[1, 0], q[3] = -1, 0
         return p, q
 
-    def test_propagate(self, reduction):
-        metric = filled(reduction)
+    def test_propagate(self, kind):
+        metric = filled(kind)
         metric.update(*self.bad())
         with pytest.warns(UserWarning, match=re.escape("2 of 16 rows were no distributions and make the result NaN.")):
             value = metric.compute()
-        assert value.isnan().sum() == (2 if reduction == "none" else 1)
+        if kind == "summary":
+            assert {key for key, x in value.items() if x.isnan()} == set(value) - COUNTS - {"top1", "top2", "top3"}
+            assert (value["count"], value["invalid"]) == (14, 2)
+        else:
+            assert value.isnan().sum() == (2 if kind == "none" else 1)
 
-    def test_ignore_says_so_once(self, reduction):
-        metric = filled(reduction, nan_strategy="ignore")
+    def test_ignore_says_so_once(self, kind):
+        metric = filled(kind, nan_strategy="ignore")
         p, q = self.bad()
         metric.update(p, q)
         with pytest.warns(UserWarning, match=re.escape("2 of 16 rows were no distributions and were left out.")):
             value = metric.compute()
-        exact = filled(reduction)
+        exact = filled(kind)
         exact.update(p[::2], q[::2])
-        same(value, exact.compute())
+        if kind == "summary":
+            assert value["invalid"] == 2
+            same(
+                {k: x for k, x in value.items() if k != "invalid"},
+                {k: x for k, x in exact.compute().items() if k != "invalid"},
+            )
+        else:
+            same(value, exact.compute())
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             metric.update(p, q)

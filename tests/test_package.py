@@ -15,7 +15,7 @@ def python(code):
 
 
 def test_public_names():
-    assert sorted(klmetric.__all__) == ["KLDivergence", "__version__", "kl_divergence"]
+    assert sorted(klmetric.__all__) == ["KLDivergence", "KLDivergenceSummary", "__version__", "kl_divergence"]
     assert all(hasattr(klmetric, name) for name in klmetric.__all__)
     assert klmetric.__version__ == version("klmetric")
     assert f"## {klmetric.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -3,5 +3,6 @@
 from klmetric._version import __version__
 from klmetric.functional import kl_divergence
 from klmetric.metric import KLDivergence
+from klmetric.summary import KLDivergenceSummary
 
-__all__ = ["KLDivergence", "__version__", "kl_divergence"]
+__all__ = ["KLDivergence", "KLDivergenceSummary", "__version__", "kl_divergence"]

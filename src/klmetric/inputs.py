@@ -14,6 +14,9 @@ from klmetric.options import Format, Options
 
 Input: TypeAlias = Tensor | Distribution
 
+# From so many classes on, numpy finds the largest sooner than torch.
+WIDE = 64
+
 
 class Rows(NamedTuple):
     """The divergence of each row, and what it counts.
@@ -21,10 +24,13 @@ class Rows(NamedTuple):
     Attributes:
         kl: in nats, of the batch shape (N, ...); NaN where a row is no pair of distributions.
         weight: of the shape of `kl`, or None where every row counts 1.
+        agrees: whether p and q have the same most likely class, of the shape of `kl`; None where nobody asked, or
+            where there are no classes.
     """
 
     kl: Tensor
     weight: Tensor | None
+    agrees: Tensor | None = None
 
     @property
     def left_out(self) -> Tensor:
@@ -32,8 +38,8 @@ class Rows(NamedTuple):
         return torch.zeros_like(self.kl, dtype=torch.bool) if self.weight is None else self.weight == 0
 
 
-def measure(p: Input, q: Input, weight: Tensor | None, options: Options) -> Rows:
-    """Check the inputs and measure the divergence of each row."""
+def measure(p: Input, q: Input, weight: Tensor | None, options: Options, asks_for_agreement: bool = False) -> Rows:
+    """Check the inputs and measure the divergence of each row, and whether its most likely class is the same."""
     if isinstance(p, Distribution) and isinstance(q, Distribution):
         if not (isinstance(p, _CATEGORICAL) and isinstance(q, _CATEGORICAL)):
             kl = _kl_of_distributions(p, q, options)
@@ -50,9 +56,20 @@ def measure(p: Input, q: Input, weight: Tensor | None, options: Options) -> Rows
     if options.dim not in (-1, p.ndim - 1):
         p, q = p.movedim(options.dim, -1), q.movedim(options.dim, -1)
     kl = kl_of_rows(p, q, options)
-    rows = Rows(kl, _check_weight(weight, kl))
+    agrees = most_likely(p) == most_likely(q) if asks_for_agreement else None
+    rows = Rows(kl, _check_weight(weight, kl), agrees)
     _check_rows(rows, (p, q), options)
     return _without_gradient_of_left_out(rows, p, q, options)
+
+
+def most_likely(x: Tensor) -> Tensor:
+    """The first of the classes with the largest value, in each row."""
+    if x.device.type != "cpu":
+        return x.argmax(-1)
+    # torch looks for the place of a maximum one number at a time; numpy several, in wide rows of float32.
+    if x.dtype == torch.float32 and x.shape[-1] >= WIDE and x.ndim > 1:
+        return torch.from_numpy(x.detach().numpy().argmax(-1))
+    return x.max(-1).indices
 
 
 _CATEGORICAL = (Categorical, OneHotCategorical)
@@ -206,4 +223,4 @@ def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Opt
         return rows
     mask = left_out.unsqueeze(-1)
     kl = kl_of_rows(p.masked_fill(mask, 1), q.masked_fill(mask, 1), options)
-    return Rows(kl.masked_fill(invalid & left_out, math.nan), rows.weight)
+    return rows._replace(kl=kl.masked_fill(invalid & left_out, math.nan))

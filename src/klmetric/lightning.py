@@ -11,6 +11,7 @@ from klmetric.distributed import deal_of
 from klmetric.metric import KLDivergence
 from klmetric.options import check_choice
 from klmetric.running import Running
+from klmetric.summary import KLDivergenceSummary
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -44,7 +45,8 @@ class KLDivergenceCallback(Callback):
     Args:
         metric: what to measure, a `Metric` or `MetricCollection` whose `update` takes p, q and weight. The callback
             works on copies of it, one for each stage and dataloader. None for `KLDivergence()`: probabilities. Where
-            `compute` gives a dict, each key is logged as `{name}_{key}`.
+            `compute` gives a dict, each key is logged as `{name}_{key}`: with `KLDivergenceSummary()` there are
+            `val_kl_mean`, `val_kl_p99` and so on (the progress bar shows the mean).
         p: the reference: a key into the dict that the step returns, or a callable (outputs, batch) that gives a tensor
             or a `torch.distributions.Distribution`. (For `ddp_spawn` a function of a module: lambdas cannot be sent
             to its processes.)
@@ -152,17 +154,19 @@ class KLDivergenceCallback(Callback):
             states = [one.state() for one in running]
             checkpoint["callbacks"][self.state_key]["running"] = {"epoch": trainer.current_epoch, "states": states}
 
-    def plot(self, ax: Any = None) -> Any:
-        """Draw every value of the history, over the epochs (over the steps where an epoch has several values).
+    def plot(self, ax: Any = None, names: Sequence[str] | None = None) -> Any:
+        """Draw the values of the history, over the epochs (over the steps where an epoch has several values).
 
         Args:
             ax: a matplotlib axis to draw on; None for a new figure.
+            names: of the values to draw; None for all but the counts and the agreement of a summary.
 
         Returns:
             The figure and the axis.
 
         Raises:
             RuntimeError: if nothing was logged yet.
+            ValueError: for a name of which nothing was logged.
             ModuleNotFoundError: without matplotlib.
         """
         if not self.history:
@@ -178,7 +182,12 @@ class KLDivergenceCallback(Callback):
         ax = plt.subplots(figsize=(6.4, 4.0))[1] if ax is None else ax
         ends = [(record["stage"], record["epoch"]) for record in self.history]
         x = "epoch" if len(set(ends)) == len(ends) else "step"
-        for name in dict.fromkeys(key for record in self.history for key in record if key not in _RECORD):
+        logged = {key: value for record in self.history for key, value in record.items() if key not in _RECORD}
+        if names is None:
+            names = [key for key, value in logged.items() if not isinstance(value, int) and "_agreement" not in key]
+        if unknown := [name for name in names if name not in logged]:
+            raise ValueError(f"`names` must be of logged values. Got {unknown[0]!r}; there are {list(logged)}.")
+        for name in names:
             points = [(record[x], record[name]) for record in self.history if name in record]
             ax.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
         ax.set_xlabel(x)
@@ -312,6 +321,7 @@ class KLDivergenceCallback(Callback):
                 {f"{name}_{key}": x for key, x in result.items()} if isinstance(result, Mapping) else {name: result}
             )
             logged |= {key + suffix: value for key, value in values.items()}
+        is_summary = isinstance(self.metric, KLDivergenceSummary)
         record: dict[str, Any] = {"stage": stage, "epoch": trainer.current_epoch, "step": trainer.global_step}
         for key, value in logged.items():
             if value.numel() != 1:
@@ -322,7 +332,8 @@ class KLDivergenceCallback(Callback):
             pl_module.log(
                 key,
                 _Reduced(value),
-                prog_bar=self.prog_bar,
+                # Of a summary the mean: all of it would fill the screen.
+                prog_bar=self.prog_bar and (not is_summary or key.startswith(f"{name}_mean")),
                 on_step=False,
                 on_epoch=True,
                 add_dataloader_idx=False,  # by Lightning it is known during a batch only

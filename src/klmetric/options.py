@@ -31,13 +31,12 @@ class Options:
     eps: float = 0.0
     nan_strategy: NanStrategy = "propagate"
 
-    @property
-    def fingerprint(self) -> tuple[int, int]:
-        """Two numbers of 16 bits that tell apart totals that were measured with other options.
+    def fingerprint(self, *also: object) -> tuple[int, int]:
+        """Two numbers of 16 bits that tell apart totals that were measured with other options, or of something else.
 
         torchmetrics takes states for the same that differ by less than 1e-5, which numbers of 16 bits never do.
         """
-        return divmod(crc32(repr(self).encode()), 2**16)
+        return divmod(crc32(repr((self, *also)).encode()), 2**16)
 
 
 def check_options(
@@ -54,9 +53,9 @@ def check_options(
         raise TypeError(f"`dim` must be an int, the index of the class axis. Got {dim!r}.")
     check_choice("direction", direction, DIRECTIONS)
     check_choice("nan_strategy", nan_strategy, NAN_STRATEGIES)
-    if not (_is_number(temperature) and 0 < temperature < math.inf):
+    if not (is_number(temperature) and 0 < temperature < math.inf):
         raise ValueError(f"`temperature` must be a finite number above 0. Got {temperature!r}.")
-    if not (_is_number(eps) and 0 <= eps < 1):
+    if not (is_number(eps) and 0 <= eps < 1):
         raise ValueError(
             f"`eps` must be a probability, at least 0 and below 1. Got {eps!r}. It is a floor under probabilities."
         )
@@ -74,7 +73,7 @@ def check_base(base: float | None) -> float:
     """Check `base` and return the nats in one unit of it."""
     if base is None:
         return 1.0
-    if not (_is_number(base) and 1 < base < math.inf):
+    if not (is_number(base) and 1 < base < math.inf):
         raise ValueError(f"`base` must be a finite number above 1. Got {base!r}. Use 2 for bits, None for nats.")
     return math.log(base)
 
@@ -111,5 +110,6 @@ def _formats(log_prob: bool, input_format: Format | tuple[Format, Format] | None
     return pair
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is an int or a float, and no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -9,13 +9,12 @@ from torch.distributions import Distribution
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
 
-from klmetric import totals
+from klmetric.accumulator import Accumulator
 from klmetric.distributed import deal_of
 from klmetric.inputs import Input
-from klmetric.metric import KLDivergence
 
-# What merges states so that one process can have those of all.
-_MERGE = {totals.merge, dim_zero_sum, dim_zero_cat, dim_zero_max, dim_zero_min}
+# What merges states of other metrics so that one process can have those of all.
+_MERGE = {dim_zero_sum, dim_zero_cat, dim_zero_max, dim_zero_min}
 
 
 class Running:
@@ -57,7 +56,8 @@ class Running:
     def can_continue(self) -> bool:
         """Whether one process can take over the totals of all: not those that are averaged, or kept side by side."""
         return all(
-            set(metric._reductions.values()) <= _MERGE and metric._reductions for metric in _metrics(self.metric)
+            metric._reductions and (isinstance(metric, Accumulator) or set(metric._reductions.values()) <= _MERGE)
+            for metric in _metrics(self.metric)
         )
 
     def fits(self, states: list[dict[str, Any]]) -> bool:
@@ -66,7 +66,7 @@ class Running:
         return len(metrics) == len(states) and all(
             metric._defaults  # a wrapper has none, and its metrics are not looked at
             and metric._defaults.keys() == state.keys()
-            and not (isinstance(metric, KLDivergence) and metric._problem_of(state))
+            and not (isinstance(metric, Accumulator) and metric._problem_of(state))
             for metric, state in zip(metrics, states, strict=True)
         )
 

@@ -1,0 +1,79 @@
+"""The picture of a summary: how the divergence is spread over the rows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klmetric import histogram
+
+# The most bars to draw.
+BARS = 60
+
+
+def draw(ax: Any, counts: Tensor, bits: int, values: dict[str, float], unit: float, unit_name: str) -> Any:
+    """Draw a histogram on a logarithmic axis, with the mean and the quantiles marked.
+
+    Args:
+        ax: a matplotlib axis; None for a new figure.
+        counts: of each bin of `klmetric.histogram`.
+        bits: of the bins.
+        values: of the summary, in `unit`.
+        unit: in nats.
+        unit_name: its name.
+
+    Returns:
+        The figure and the axis.
+    """
+    try:
+        from matplotlib import pyplot as plt
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("plot() needs matplotlib: pip install 'klmetric[plot]'") from error
+    if not counts.sum():
+        raise RuntimeError("There must be a row to draw. Got none that counts. Was `update` called before?")
+    ax = plt.subplots(figsize=(6.4, 4.0))[1] if ax is None else ax
+    n = counts.sum().item()
+    if counts[1:-1].sum():
+        edges, shares = bars(counts, bits)
+        ax.stairs(100 * shares / n, edges / unit, fill=True, color="0.75")
+        ax.set_xscale("log")
+    marks = {name: value for name, value in values.items() if name == "mean" or _is_quantile(name)}
+    colors = plt.get_cmap("viridis")(torch.linspace(0.9, 0, max(1, len(marks) - 1)).tolist())
+    for k, (name, value) in enumerate(marks.items()):
+        style = {"color": "C3", "linewidth": 2} if name == "mean" else {"color": colors[k - 1], "linestyle": "--"}
+        label = f"{name.replace('_', '.')} = {value:.3g}"
+        if 0 < value < float("inf"):
+            ax.axvline(value, label=label, **style)
+        else:  # beside the axis
+            ax.plot([], [], label=label, **style)
+    for name, place in (("0", histogram.ZERO), ("infinite", histogram.INFINITE)):
+        if counts[place]:
+            ax.plot([], [], " ", label=f"{100 * counts[place].item() / n:.3g} % are {name}")
+    ax.set_xlabel(f"KL divergence of a row ({unit_name})")
+    ax.set_ylabel("rows (%)")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return ax.get_figure(), ax
+
+
+def bars(counts: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Edges of bars, evenly spaced on a logarithmic axis but for the width of a bin, and the counts in them.
+
+    What is below or above all bins is in the first or last of them.
+    """
+    counts = counts.clone()
+    counts[2] += counts[histogram.TINY]
+    counts[-3] += counts[histogram.HUGE]
+    counts, edges = counts[2:-2], histogram.edges(bits)
+    first, last = (counts > 0).nonzero().flatten()[[0, -1]].tolist()
+    begin, end = edges[first].log2().item(), edges[last + 1].log2().item()
+    number = min(BARS, last + 1 - first)
+    even = torch.linspace(begin, end, number + 1, dtype=torch.float64).exp2()
+    places = torch.searchsorted(edges, even * (1 - 1e-9)).clamp(first, last + 1)
+    places = torch.unique_consecutive(places)
+    before = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return edges[places], before[places].diff()
+
+
+def _is_quantile(name: str) -> bool:
+    return name.startswith("p") and name[1:].replace("_", "").isdigit()

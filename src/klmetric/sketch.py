@@ -1,0 +1,155 @@
+"""The sketch: one float64 vector that the divergences of a stretch of data come to, with how they are spread.
+
+It begins with the totals (`klmetric.totals`). Then come three sums over the samples, of which the standard error is
+made; some counts and the largest divergence; the bins of a histogram; and, with `top`, the worst rows: their
+divergences, the running numbers of their samples and their places in those.
+
+Laws: `empty` is neutral and `merge` is associative. It is commutative but for the numbers of the samples, which run on
+from one part to the next.
+"""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from klmetric import histogram, pairs, totals
+from klmetric.inputs import Rows
+from klmetric.options import Options
+
+# The places in the vector after the totals. For each sample, its S is the weighted sum of its divergences and its n the
+# sum of its weights: of the sums of S^2, S n and n^2 the high parts, then the low parts.
+SQUARES, PRODUCTS, SIZES = range(totals.SIZE, totals.SIZE + 3)
+COUNTS = totals.SIZE + 6
+# Samples with a row that counts; rows that agree in their most likely class, of how many; all samples, also those of
+# weight 0; the largest divergence; and where the bins begin.
+CLUSTERS, AGREED, COMPARED, SEEN, MAX, BINS = range(COUNTS, COUNTS + 6)
+
+# To which the sums of squares are known.
+PRECISION = Fraction(1, 2**80)
+
+
+def empty(options: Options, bits: int, top: int) -> Tensor:
+    """The sketch of no data at all."""
+    head = totals.empty(options, bits, top)
+    return torch.cat([head, head.new_zeros(BINS - totals.SIZE + histogram.size(bits)), head.new_full((3 * top,), -1)])
+
+
+def merge(parts: Tensor, top: int) -> Tensor:
+    """The sketch of all data together, from the sketches of its parts in order, shape (parts, ...)."""
+
+    def sums_of(parts: Tensor) -> Tensor:
+        return torch.tensor(pairs.merge(parts.tolist()), dtype=torch.float64, device=parts.device)
+
+    return _together(parts, top, totals.merge, sums_of)
+
+
+def add(sketch: Tensor, batch: Tensor, top: int) -> Tensor:
+    """A sketch with one more batch. It does not wait for an accelerator, as `merge` does."""
+    parts = torch.stack([sketch, batch])
+    if parts.device.type == "cpu":
+        return merge(parts, top)
+    return _together(parts, top, lambda both: totals.add(*both), lambda both: pairs.add(*both))
+
+
+def _together(
+    parts: Tensor, top: int, totals_of: Callable[[Tensor], Tensor], sums_of: Callable[[Tensor], Tensor]
+) -> Tensor:
+    bins_end = parts.shape[1] - 3 * top
+    merged = [
+        totals_of(parts[:, : totals.SIZE]),
+        sums_of(parts[:, totals.SIZE : COUNTS]),
+        parts[:, COUNTS:MAX].sum(0),
+        parts[:, MAX:BINS].amax(0),
+        parts[:, BINS:bins_end].sum(0),
+    ]
+    if top:
+        worst, sample, place = parts[:, bins_end:].reshape(-1, 3, top).unbind(1)
+        seen = parts[:, SEEN]
+        sample = torch.where(sample >= 0, sample + (seen.cumsum(0) - seen).unsqueeze(1), -1)
+        order = _worst_first(worst)[:top]
+        merged += [x.flatten()[order] for x in (worst, sample, place)]
+    return torch.cat(merged)
+
+
+def _worst_first(divergences: Tensor) -> Tensor:
+    """The order of the divergences from the largest down, the first of equal ones first."""
+    return divergences.flatten().sort(descending=True, stable=True).indices
+
+
+def of_rows(rows: Rows, bits: int, top: int) -> Tensor:
+    """The sketch of one batch, without a fingerprint."""
+    head = totals.of_rows(rows.kl, rows.weight)
+    kl = rows.kl.to(head.device, torch.float64)
+    kl = kl.reshape(kl.shape[0], -1) if kl.ndim and kl.numel() else kl.reshape(-1, 1)
+    agrees = None if rows.agrees is None else rows.agrees.to(head.device).reshape(kl.shape)
+    counted = None
+    if rows.weight is not None or head.device.type != "cpu" or head[totals.INVALID]:
+        weight = torch.ones_like(kl) if rows.weight is None else rows.weight.to(kl).reshape(kl.shape)
+        counted = ~kl.isnan() & (weight > 0)
+        weight = torch.where(counted, weight, 0)
+        kl = torch.where(counted, kl, 0)
+        s, n = _of_samples(kl * weight), _of_samples(weight)
+        sums = [pairs.total_of_products(x, y) for x, y in ((s, s), (s, n), (n, n))]
+        counts = [counted.any(1).sum(), counted.sum()]
+    else:  # every row counts 1: the same numbers in fewer operations
+        samples, size = kl.shape
+        s = _of_samples(kl)
+        products = pairs.total(s) if size == 1 else pairs.total_of_products(s, torch.full_like(s, size))
+        sums = [pairs.total_of_products(s, s), products, kl.new_tensor([samples * size**2, 0])]
+        counts = [*kl.new_tensor([samples, samples * size])]
+    clusters, compared = counts
+    if agrees is None:
+        agreed = compared = torch.zeros_like(compared)
+    else:
+        agreed = (agrees if counted is None else agrees & counted).sum()
+    seen = torch.full_like(compared, rows.kl.shape[0] if rows.kl.ndim else 1)
+    largest = kl.amax() if kl.numel() else kl.new_zeros(())
+    numbers = torch.stack([x.double() for x in (clusters, agreed, compared, seen, largest)])
+    parts = [head, torch.stack(sums, 1).flatten(), numbers, histogram.count(kl, counted, bits)]
+    if top:
+        parts += _worst(kl if counted is None else kl.masked_fill(~counted, -1), top)
+    return torch.cat(parts)
+
+
+def _worst(kl: Tensor, top: int) -> list[Tensor]:
+    """The largest divergences, their samples and their places in these; -1 where there are no more."""
+    order = _worst_first(kl)[:top]
+    worst, places = kl.flatten()[order], kl.shape[1]
+    is_row = worst >= 0
+    columns = (worst, torch.where(is_row, order // places, -1), torch.where(is_row, order % places, -1))
+    return [torch.nn.functional.pad(x.to(kl), (0, top - len(x)), value=-1) for x in columns]
+
+
+def _of_samples(x: Tensor) -> Tensor:
+    """The sum over each sample, the same to the last bit whatever other samples there are."""
+    if x.shape[1] == 1:
+        return x[:, 0]
+    # Of a row alone torch makes several sums, one for each thread.
+    return x.sum(1) if len(x) != 1 else x.expand(2, -1).sum(1)[:1]
+
+
+def standard_error(sketch: list[float]) -> float:
+    r"""The standard error of the mean where the samples are independent and the rows within one need not be.
+
+    .. math:: \sqrt{ \frac{G}{G-1} \frac{\sum_g (S_g - \bar{x} n_g)^2}{(\sum_g n_g)^2} }
+
+    for G samples with the sums S and sizes n: that of a ratio of two totals of samples. (Cochran: Sampling Techniques,
+    3rd edition, 1977, section 6.3 and 9A.) With one row of weight 1 in each it is the usual s/√G.
+
+    NaN for fewer than two samples, and where a divergence is infinite.
+    """
+    clusters, total, weight = int(sketch[CLUSTERS]), sketch[totals.KL], sketch[totals.WEIGHT]
+    squares = sketch[SQUARES]
+    if clusters < 2 or not weight or not math.isfinite(total) or not math.isfinite(squares):
+        return math.nan
+    # Each is a pair, and they are subtracted as they are: as float64 numbers they would lose half their digits.
+    s, n = (Fraction(sketch[i]) + Fraction(sketch[i + totals.LOW]) for i in (totals.KL, totals.WEIGHT))
+    ss, sn, nn = (Fraction(sketch[i]) + Fraction(sketch[i + 3]) for i in (SQUARES, PRODUCTS, SIZES))
+    mean = s / n
+    spread = ss - 2 * mean * sn + mean * mean * nn
+    if spread < ss * PRECISION:  # of equal samples it is 0, and the sums are rounded
+        return 0.0
+    return math.sqrt(spread * clusters / ((clusters - 1) * n * n))

@@ -1,0 +1,207 @@
+"""`KLDivergenceSummary`: how the divergence is spread, accumulated like the divergence itself."""
+
+import math
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klmetric import histogram, sketch, totals
+from klmetric.accumulator import Accumulator
+from klmetric.inputs import Rows
+from klmetric.options import Direction, Format, NanStrategy, check_options, is_number
+
+QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+
+class KLDivergenceSummary(Accumulator):
+    r"""The mean of the KL divergence, how sure it is, and how the divergence is spread over the rows.
+
+    It measures what `klmetric.KLDivergence` measures, of the same inputs, and keeps one vector of fixed size (28 KiB at
+    the accuracy of 1 %), which is brought together in one collective. The result is the same for every batch size and
+    number of processes.
+
+    `update(p, q, weight=None)` takes what `klmetric.kl_divergence` takes. `compute()` gives a dict of scalars:
+
+    - `mean`: KL(p‖q) over the rows, weighted, in nats (or the unit of `base`).
+    - `stderr`: its standard error. The samples (first axis) are taken for independent, the rows within one (tokens of a
+      text) are not. `mean ± 1.96 * stderr` covers the true mean 95 % of the time, if there are some dozens of samples.
+      NaN for fewer than two samples. A sample must come whole, in one update.
+    - `max`: the largest divergence of a row.
+    - `p50`, `p90`, `p95`, `p99`, `p99_9`: the quantiles, each to `relative_accuracy` of itself from 1e-12 to 16,384
+      nats, as `numpy.quantile` has them. Exact zeros and infinities are told apart from what is near.
+    - `agreement`: the share of rows whose most likely class is the same (the first one, of equally likely ones). NaN
+      for distributions that are not categorical.
+    - `count`: the rows that count: of weight above 0, and pairs of distributions. `infinite`: those of them with a
+      divergence of +inf; with any, the mean is +inf. `invalid`: rows of weight above 0 that were no distributions; with
+      any, and `nan_strategy="propagate"`, all but the counts is NaN.
+    - with `top=K`: `top1`, `top1_sample`, `top1_position` to `topK`...: the largest divergences, the running number of
+      their samples and their places in those (0 where a sample is one row). Samples are numbered from 0 in the order of
+      the updates, those of weight 0 included; where totals are merged, or come from several processes, in the order of
+      these. NaN, -1 and -1 where there are fewer rows.
+
+    Weights scale the mean and its standard error. The rest counts rows: one of weight above 0 once, whatever the
+    weight.
+
+    Args:
+        log_prob: True is the old spelling of `input_format="log_probs"`.
+        input_format: see `klmetric.KLDivergence`, and so are dim, direction, temperature, base, eps, nan_strategy.
+        dim: likewise.
+        direction: likewise.
+        temperature: likewise.
+        base: likewise.
+        eps: likewise. (For a mean that is finite where q misses a class.)
+        nan_strategy: likewise.
+        quantiles: from 0 to 1; 0.999 is reported as `p99_9`.
+        relative_accuracy: of the quantiles, at least 0.0001. Half of it takes twice the memory.
+        top: the number of worst rows to keep.
+        kwargs: of `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: for an input of the wrong kind. A call that raises changes nothing.
+        ValueError: for a wrong shape, device, option or weight, and for bad rows with `nan_strategy="error"`.
+
+    Example:
+        >>> import torch
+        >>> from klmetric import KLDivergenceSummary
+        >>> metric = KLDivergenceSummary(input_format="logits", quantiles=(0.5, 0.99))
+        >>> teacher = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0], [1.0, 1.0, 1.0]])
+        >>> student = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
+        >>> for p, q in zip(teacher.split(2), student.split(2)):
+        ...     metric.update(p, q)
+        >>> values = metric.compute()
+        >>> values["mean"], values["p99"]
+        (tensor(0.0988), tensor(0.1653))
+        >>> low, high = (values["mean"] + z * values["stderr"] for z in (-1.96, 1.96))  # a 95 % interval
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    asks_for_agreement = True
+
+    def __init__(
+        self,
+        *,
+        log_prob: bool = False,
+        input_format: Format | tuple[Format, Format] | None = None,
+        dim: int = -1,
+        direction: Direction = "forward",
+        temperature: float = 1.0,
+        base: float | None = None,
+        eps: float = 0.0,
+        nan_strategy: NanStrategy = "propagate",
+        quantiles: Sequence[float] = QUANTILES,
+        relative_accuracy: float = 0.01,
+        top: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy)
+        self.quantiles = _check_quantiles(quantiles)
+        if not (is_number(relative_accuracy) and 1e-4 <= relative_accuracy < 1):
+            raise ValueError(
+                f"`relative_accuracy` must be a share of a quantile, from 0.0001 to below 1. Got {relative_accuracy!r}."
+                " Use 0.01 for 1 %."
+            )
+        if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+            raise ValueError(f"`top` must be a number of rows, at least 0. Got {top!r}.")
+        self.relative_accuracy = relative_accuracy
+        self.top = top
+        self._bits = histogram.bits_for(relative_accuracy)
+        super().__init__(options, base, **kwargs)
+
+    def plot(self, val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None, ax: Any = None) -> Any:
+        """Draw the distribution of the divergence over the rows, on a logarithmic axis, with its mean and quantiles.
+
+        Args:
+            val: None; or results of `forward` or `compute`, which are drawn as torchmetrics does.
+            ax: a matplotlib axis to draw on; None for a new figure.
+
+        Returns:
+            The figure and the axis.
+
+        Raises:
+            RuntimeError: if no row has a divergence to draw.
+            ModuleNotFoundError: without matplotlib.
+        """
+        if val is not None:
+            return self._plot(val, ax)
+        from klmetric.picture import draw  # matplotlib is an optional dependency
+
+        with self.sync_context(should_sync=self.sync_on_compute and not self._is_synced):
+            counts = self.totals[sketch.BINS : sketch.BINS + histogram.size(self._bits)].cpu()
+            values = self._values(self.totals.tolist(), counts)
+        return draw(ax, counts, self._bits, values, self._unit, "nats" if self.base is None else f"base {self.base}")
+
+    def _own_options(self) -> dict[str, tuple[Any, Any]]:
+        accuracy = (self.relative_accuracy, 0.01)
+        return {"quantiles": (self.quantiles, QUANTILES), "relative_accuracy": accuracy, "top": (self.top, 0)}
+
+    def _empty(self) -> Tensor:
+        return sketch.empty(self.options, self._bits, self.top)
+
+    def _of_batch(self, rows: Rows) -> Tensor:
+        return sketch.of_rows(rows, self._bits, self.top)
+
+    def _merging(self) -> Callable[[Tensor], Tensor]:
+        return partial(sketch.merge, top=self.top)
+
+    def _adding(self, sums: Tensor, batch: Tensor) -> Tensor:
+        return sketch.add(sums, batch, self.top)
+
+    def _result(self, sums: Tensor, rows: list[Tensor], stacklevel: int) -> dict[str, Tensor]:
+        numbers = sums.tolist()
+        self._warn_of_invalid(numbers, stacklevel)
+        counts = sums[sketch.BINS : sketch.BINS + histogram.size(self._bits)].cpu()
+        return {
+            name: torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else self.dtype, device=self.device)
+            for name, value in self._values(numbers, counts).items()
+        }
+
+    def _values(self, numbers: list[float], counts: Tensor) -> dict[str, float]:
+        """What `compute` gives, as numbers: those that count as int."""
+        invalid = int(numbers[totals.INVALID])
+        count = int(numbers[totals.ROWS]) - invalid
+        is_lost = invalid and self.options.nan_strategy == "propagate"
+
+        def of_rows(value: float) -> float:
+            return math.nan if is_lost or not count else value
+
+        largest = numbers[sketch.MAX]
+        compared = numbers[sketch.COMPARED]
+        values = {
+            "mean": totals.value(numbers, "mean", self.options.nan_strategy) / self._unit,
+            "stderr": of_rows(sketch.standard_error(numbers)) / self._unit,
+            "max": of_rows(largest) / self._unit,
+        }
+        for q in self.quantiles:
+            values[_name(q)] = of_rows(histogram.quantile(counts, q, largest)) / self._unit
+        values["agreement"] = of_rows(numbers[sketch.AGREED] / compared if count and compared == count else math.nan)
+        values |= {"count": count, "infinite": int(counts[histogram.INFINITE]), "invalid": invalid}
+        worst = numbers[len(numbers) - 3 * self.top :]
+        for k in range(self.top):
+            value, sample, position = worst[k :: self.top]
+            values[f"top{k + 1}"] = math.nan if value < 0 else value / self._unit
+            values |= {f"top{k + 1}_sample": int(sample), f"top{k + 1}_position": int(position)}
+        return values
+
+
+def _check_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
+    if not isinstance(quantiles, Sequence) or isinstance(quantiles, str):
+        raise TypeError(f"`quantiles` must be a sequence of numbers. Got {quantiles!r}. Write (0.5, 0.99).")
+    for q in quantiles:
+        if not (is_number(q) and 0 <= q <= 1):
+            hint = f" Write {q / 100:g} for {q:g} %." if is_number(q) and 1 < q <= 100 else ""
+            raise ValueError(f"`quantiles` must be numbers from 0 to 1. Got {q!r}.{hint}")
+    if len(set(quantiles)) < len(quantiles):
+        raise ValueError(f"`quantiles` must differ. Got {quantiles!r}.")
+    return tuple(quantiles)
+
+
+def _name(q: float) -> str:
+    """The name of a quantile, from the digits of its percentage: p50, p99_9."""
+    percent = format(Decimal(str(q)) * 100, "f")
+    percent = percent.rstrip("0").rstrip(".") if "." in percent else percent
+    return "p" + percent.replace(".", "_")
