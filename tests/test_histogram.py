@@ -51,6 +51,15 @@ def test_between_two_numbers_as_numpy(n):
         assert value == pytest.approx(np.quantile(x.numpy(), q), rel=0.01, abs=0)
 
 
+@pytest.mark.parametrize(
+    ("n", "q", "place"), [(8, 5 / 7, 5), (11, 0.3, 3), (11, 0.9, 9), (101, 0.29, 29), (4, 1 / 3, 1)]
+)
+def test_at_a_number_nothing_is_between(n, q, place):
+    x = torch.arange(1, n + 1).double()
+    x[place + 1 :] = math.inf
+    assert histogram.quantile(histogram.count(x, None, BITS), q, math.inf) == pytest.approx(place + 1, rel=0.01)
+
+
 def test_the_ends():
     x = torch.tensor([0.0, 1e-300, 0.5, 1e5, math.inf], dtype=torch.float64)
     counts = histogram.count(x, None, BITS)

@@ -188,6 +188,17 @@ class TestStandardError:
         assert 0.93 <= covered / trials <= 0.97
         assert covered_if_independent / trials < 0.7
 
+    @pytest.mark.parametrize("size", [1e-150, 1e-158, 1e-200, 1e150, 1e160])
+    def test_at_the_ends_of_float64(self, size):
+        x = np.array([0.1, 0.2, 0.4])
+        right = x.std(ddof=1) / np.sqrt(3)
+        for metric, scale in (
+            (summary_of(x, torch.full((3,), size, dtype=torch.float64)), 1),
+            (summary_of(x * size), size),
+        ):
+            error = rows_of(metric)["stderr"]
+            assert math.isnan(error) or error == pytest.approx(right * scale, rel=1e-9)
+
 
 class TestAgreement:
     def test_share_of_rows_with_the_same_most_likely_class(self):
@@ -206,6 +217,12 @@ class TestAgreement:
             metric = KLDivergenceSummary()
             metric.update(*(torch.nn.functional.pad(x, (0, classes - 3)) for x in (p, q)))
             assert metric.compute()["agreement"] == torch.tensor(2 / 3)
+
+    def test_of_a_view_that_numpy_does_not_know(self):
+        p = torch.randn(4, 70, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)).conj().imag
+        metric = KLDivergenceSummary(input_format="logits")
+        metric.update(p, p)
+        assert metric.compute()["agreement"] == 1
 
     def test_only_rows_that_count(self):
         p, q = pair(6, 5)
@@ -366,6 +383,11 @@ class TestOptions:
     def test_bad_ones(self, options, error, match):
         with pytest.raises(error, match=match):
             KLDivergenceSummary(**options)
+
+    def test_the_result_is_the_callers(self):
+        metric = summary_of([0.1, 0.2])
+        metric.compute().pop("mean")
+        assert "mean" in metric.compute()
 
     def test_no_quantiles(self):
         metric = KLDivergenceSummary(quantiles=())

@@ -153,3 +153,10 @@ def test_no_drift_over_many_updates():
     exact = 100 * sum(map(Fraction, rows.tolist()))
     assert total[totals.KL] == float(exact)
     assert totals.value(total.tolist(), "mean", "propagate") == float(exact) / 10**5
+
+
+def test_the_fingerprint_of_earlier_versions():
+    # What was saved by 0.3.0 can be loaded.
+    assert totals.empty(OPTIONS)[totals.FINGERPRINT :].tolist() == [37663, 28769]
+    logits = Options(("logits", "logits"))
+    assert totals.empty(logits, with_rows=True)[totals.FINGERPRINT :].tolist() == [116198, 16888]

@@ -148,6 +148,12 @@ class Accumulator(Metric):
             batch["rows"] = [rows.kl[kept].to(self.dtype)]
         return batch
 
+    def add_rows(self, rows: Rows) -> None:
+        """Add rows that were measured already (`klmetric.inputs.measure`) with the options of this metric."""
+        self._update_count += 1
+        self._computed = None
+        self._add({"totals": self._of_batch(rows)})
+
     def _warn_of_invalid(self, numbers: list[float], stacklevel: int) -> None:
         """Say how many rows were no distributions: with nan_strategy="ignore" once."""
         if not self._warned:
@@ -371,6 +377,8 @@ class Accumulator(Metric):
                 value = wrapped(*args, **kwargs)
             finally:
                 self._to_sync = to_sync
+            if isinstance(value, Mapping):
+                return {**value}  # the other is kept, to answer again
             # torchmetrics makes a scalar of a single row.
             return value.reshape(-1) if self.keeps_rows and isinstance(value, Tensor) else value
 

@@ -53,3 +53,79 @@ def demo(
         typer.echo(f"The demo needs {error.name}: pip install 'klmetric[demo]'", err=True)
         raise typer.Exit(2) from error
     run(devices, epochs, seed, out)
+
+
+@app.command(name="compare", short_help="Measure saved predictions against a reference.")
+def compare_command(
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="The predictions p to compare with.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="The predictions q of one or more models.")],
+    input_format: Annotated[
+        str | None,
+        typer.Option(
+            help="logits, log_probs or probs; or two of them, for the reference and the models: logits,probs."
+        ),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="The array to take of a file of several; logits.* for a row of them.")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="The classes in a table, as in 'a,b,c' or 'p_*'.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id", help="The column of a table by which rows are aligned.")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Take the first so many classes only.")] = None,
+    direction: Annotated[
+        str, typer.Option(help="forward KL(p‖q), reverse KL(q‖p), or jeffreys, their sum.")
+    ] = "forward",
+    temperature: Annotated[float, typer.Option(help="Divides the logits of both.")] = 1.0,
+    eps: Annotated[float, typer.Option(help="A floor under the probabilities of q.")] = 0.0,
+    base: Annotated[float | None, typer.Option(help="Of the logarithm: 2 for bits. Nats without it.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="An array of 0 and 1, for each sample or row: what counts.")] = None,
+    weight: Annotated[Path | None, typer.Option(help="An array of weights, for each sample or row.")] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="A label for each sample or row (.txt, .csv, .npy): a breakdown by group.")
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="Show so many of the worst rows, and where they are.")] = 0,
+    fail_above: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=LIMIT...", help="Exit 1 if a value is larger: mean=0.01 p99=0.2.")
+    ] = None,
+    fail_below: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=LIMIT...", help="Exit 1 if a value is smaller: agreement=0.99.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report as JSON; - for the screen.")
+    ] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the report as CSV.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the distributions into a .png, .svg or .pdf.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many samples only.")] = None,
+    batch_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows to read at once; 16 MiB of them without it.")
+    ] = None,
+    nan_strategy: Annotated[
+        str, typer.Option(help="Rows that are no distributions: error, or ignore to leave them out.")
+    ] = "error",
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not doubt --input-format.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+) -> None:
+    """Measure saved predictions against a reference: KL(p‖q) of every row, with p the reference.
+
+    Each of REFERENCE and MODEL is a file, or a folder of shards: .npy, .npz, .safetensors, .pt, .parquet, .csv, or a
+    .kld file of llama.cpp; with the axes (rows, classes) or (samples, positions, classes). They are read in pieces, so
+    they may be larger than memory. Under torchrun (`torchrun --nproc-per-node 4 -m klmetric compare ...`) each process
+    takes a share of the samples.
+
+        klmetric compare full.npy int8.npy int4.npy --input-format logits --fail-above mean=0.01 p99=0.2
+
+    The standard errors take samples for independent, and the positions in one (tokens of a text) not. The line "more
+    than the best" is of the same rows, and so known better than the means themselves. Exit status: 0 done, 1 a limit
+    is exceeded, 2 bad input, 130 interrupted (what was measured until then is reported).
+    """
+    try:
+        from klmetric.compare_command import Arguments, run_compare
+    except ModuleNotFoundError as error:
+        typer.echo(f"compare needs {error.name}: pip install 'klmetric[compare]'", err=True)
+        raise typer.Exit(2) from error
+    arguments = {name: value for name, value in locals().items() if name in Arguments.__annotations__}
+    raise typer.Exit(run_compare(Arguments(**arguments)))

@@ -75,7 +75,9 @@ def quantile(counts: Tensor, q: float, largest: float) -> float:
     n = int(cumulative[-1])
     if n == 0:
         return math.nan
-    place = Fraction(str(q)) * (n - 1)
+    place = Fraction(q) * (n - 1)
+    if abs(place - round(place)) <= (n - 1) * 2.0**-52:  # as 0.9 of ten is, but for its digits
+        place = Fraction(round(place))
     below = math.floor(place)
     share = float(place - below)
     low = _at(below, cumulative, largest)

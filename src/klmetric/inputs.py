@@ -68,7 +68,7 @@ def most_likely(x: Tensor) -> Tensor:
         return x.argmax(-1)
     # torch looks for the place of a maximum one number at a time; numpy several, in wide rows of float32.
     if x.dtype == torch.float32 and x.shape[-1] >= WIDE and x.ndim > 1:
-        return torch.from_numpy(x.detach().numpy().argmax(-1))
+        return torch.from_numpy(x.detach().resolve_neg().numpy().argmax(-1))
     return x.max(-1).indices
 
 
@@ -186,7 +186,7 @@ def _check_rows(rows: Rows, inputs: tuple[Tensor, Tensor] | None, options: Optio
     where = str(first[0]) if len(first) == 1 else str(first)
     reason = "its divergence is NaN"
     if inputs is not None:
-        faults = [(name, _fault(x[first], f)) for name, x, f in zip("pq", inputs, options.input_format, strict=True)]
+        faults = [(name, fault(x[first], f)) for name, x, f in zip("pq", inputs, options.input_format, strict=True)]
         reason = next((f"`{name}` {fault}" for name, fault in faults if fault), reason)
     raise ValueError(
         f"Every row must be a distribution (nan_strategy='error'). {int(invalid.sum())} of {invalid.numel()} rows are"
@@ -194,7 +194,7 @@ def _check_rows(rows: Rows, inputs: tuple[Tensor, Tensor] | None, options: Optio
     )
 
 
-def _fault(row: Tensor, input_format: Format) -> str | None:
+def fault(row: Tensor, input_format: Format) -> str | None:
     """What keeps one row from being a distribution, if anything does."""
     for text, bad in (
         ("NaN", row.isnan()),

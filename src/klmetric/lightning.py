@@ -1,5 +1,6 @@
 """`KLDivergenceCallback`: logs the divergence at the end of every epoch."""
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -159,7 +160,7 @@ class KLDivergenceCallback(Callback):
 
         Args:
             ax: a matplotlib axis to draw on; None for a new figure.
-            names: of the values to draw; None for all but the counts and the agreement of a summary.
+            names: of the values to draw; None for all, but of a summary only the divergences.
 
         Returns:
             The figure and the axis.
@@ -184,7 +185,7 @@ class KLDivergenceCallback(Callback):
         x = "epoch" if len(set(ends)) == len(ends) else "step"
         logged = {key: value for record in self.history for key, value in record.items() if key not in _RECORD}
         if names is None:
-            names = [key for key, value in logged.items() if not isinstance(value, int) and "_agreement" not in key]
+            names = [key for key in logged if not (_has_summary(self.metric) and _NO_DIVERGENCE.search(key))]
         if unknown := [name for name in names if name not in logged]:
             raise ValueError(f"`names` must be of logged values. Got {unknown[0]!r}; there are {list(logged)}.")
         for name in names:
@@ -345,6 +346,12 @@ class KLDivergenceCallback(Callback):
 
 
 _RECORD = ("stage", "epoch", "step")
+# What a summary has besides divergences.
+_NO_DIVERGENCE = re.compile(r"_(agreement|count|infinite|invalid|top\d+_(sample|position))(/dataloader_idx_\d+)?$")
+
+
+def _has_summary(metric: Metric | MetricCollection) -> bool:
+    return any(isinstance(one, KLDivergenceSummary) for one in metric.modules())
 
 
 class _Reduced(Metric):

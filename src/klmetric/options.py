@@ -36,7 +36,7 @@ class Options:
 
         torchmetrics takes states for the same that differ by less than 1e-5, which numbers of 16 bits never do.
         """
-        return divmod(crc32(repr((self, *also)).encode()), 2**16)
+        return divmod(crc32(repr((self, *also) if also else self).encode()), 2**16)
 
 
 def check_options(

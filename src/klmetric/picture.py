@@ -1,5 +1,6 @@
 """The picture of a summary: how the divergence is spread over the rows."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from klmetric import histogram
 
 # The most bars to draw.
 BARS = 60
+# What has no place on a logarithmic axis.
+_BESIDE = {"0": histogram.ZERO, "infinite": histogram.INFINITE}
 
 
 def draw(ax: Any, counts: Tensor, bits: int, values: dict[str, float], unit: float, unit_name: str) -> Any:
@@ -46,7 +49,7 @@ def draw(ax: Any, counts: Tensor, bits: int, values: dict[str, float], unit: flo
             ax.axvline(value, label=label, **style)
         else:  # beside the axis
             ax.plot([], [], label=label, **style)
-    for name, place in (("0", histogram.ZERO), ("infinite", histogram.INFINITE)):
+    for name, place in _BESIDE.items():
         if counts[place]:
             ax.plot([], [], " ", label=f"{100 * counts[place].item() / n:.3g} % are {name}")
     ax.set_xlabel(f"KL divergence of a row ({unit_name})")
@@ -54,6 +57,37 @@ def draw(ax: Any, counts: Tensor, bits: int, values: dict[str, float], unit: flo
     ax.grid(alpha=0.3)
     ax.legend()
     return ax.get_figure(), ax
+
+
+def draw_several(ax: Any, models: Mapping[str, tuple[Tensor, float]], bits: int, unit: float, unit_name: str) -> Any:
+    """Draw the distributions of several models as outlines over one another, with their means.
+
+    Args:
+        ax: a matplotlib axis.
+        models: the counts of the bins and the mean in `unit`, by name.
+        bits: of the bins.
+        unit: in nats.
+        unit_name: its name.
+    """
+    for k, (name, (counts, mean)) in enumerate(models.items()):
+        n, color = counts.sum().item(), f"C{k % 10}"
+        beside = [f"{100 * counts[i].item() / n:.3g} % are {what}" for what, i in _BESIDE.items() if n and counts[i]]
+        label = "; ".join([f"{name}: mean = {mean:.3g}", *beside])
+        if counts[1:-1].sum():
+            edges, numbers = bars(counts, bits)
+            shares, widths = 100 * numbers / n, edges.log2().diff()
+            # Bars of other widths for each model: by the width of an octave they compare.
+            ax.stairs(shares / widths, edges / unit, color=color, linewidth=1.5, label=label)
+        else:
+            ax.plot([], [], color=color, label=label)
+        if 0 < mean < float("inf"):
+            ax.axvline(mean, color=color, linestyle="--", linewidth=1)
+    if ax.patches:
+        ax.set_xscale("log")
+    ax.set_xlabel(f"KL divergence of a row ({unit_name})")
+    ax.set_ylabel("rows (% per doubling)")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
 
 
 def bars(counts: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -27,13 +27,14 @@ COUNTS = totals.SIZE + 6
 # weight 0; the largest divergence; and where the bins begin.
 CLUSTERS, AGREED, COMPARED, SEEN, MAX, BINS = range(COUNTS, COUNTS + 6)
 
-# To which the sums of squares are known.
+# To which the sums of squares are known, from which size on.
 PRECISION = Fraction(1, 2**80)
+LEAST = 1e-270
 
 
 def empty(options: Options, bits: int, top: int) -> Tensor:
     """The sketch of no data at all."""
-    head = totals.empty(options, bits, top)
+    head = totals.empty(options, also=(bits, top))
     return torch.cat([head, head.new_zeros(BINS - totals.SIZE + histogram.size(bits)), head.new_full((3 * top,), -1)])
 
 
@@ -67,7 +68,7 @@ def _together(
     ]
     if top:
         worst, sample, place = parts[:, bins_end:].reshape(-1, 3, top).unbind(1)
-        seen = parts[:, SEEN]
+        seen = parts[:, SEEN].long()
         sample = torch.where(sample >= 0, sample + (seen.cumsum(0) - seen).unsqueeze(1), -1)
         order = _worst_first(worst)[:top]
         merged += [x.flatten()[order] for x in (worst, sample, place)]
@@ -91,12 +92,12 @@ def of_rows(rows: Rows, bits: int, top: int) -> Tensor:
         counted = ~kl.isnan() & (weight > 0)
         weight = torch.where(counted, weight, 0)
         kl = torch.where(counted, kl, 0)
-        s, n = _of_samples(kl * weight), _of_samples(weight)
+        s, n = of_samples(kl * weight), of_samples(weight)
         sums = [pairs.total_of_products(x, y) for x, y in ((s, s), (s, n), (n, n))]
         counts = [counted.any(1).sum(), counted.sum()]
     else:  # every row counts 1: the same numbers in fewer operations
         samples, size = kl.shape
-        s = _of_samples(kl)
+        s = of_samples(kl)
         products = pairs.total(s) if size == 1 else pairs.total_of_products(s, torch.full_like(s, size))
         sums = [pairs.total_of_products(s, s), products, kl.new_tensor([samples * size**2, 0])]
         counts = [*kl.new_tensor([samples, samples * size])]
@@ -123,7 +124,7 @@ def _worst(kl: Tensor, top: int) -> list[Tensor]:
     return [torch.nn.functional.pad(x.to(kl), (0, top - len(x)), value=-1) for x in columns]
 
 
-def _of_samples(x: Tensor) -> Tensor:
+def of_samples(x: Tensor) -> Tensor:
     """The sum over each sample, the same to the last bit whatever other samples there are."""
     if x.shape[1] == 1:
         return x[:, 0]
@@ -139,11 +140,14 @@ def standard_error(sketch: list[float]) -> float:
     for G samples with the sums S and sizes n: that of a ratio of two totals of samples. (Cochran: Sampling Techniques,
     3rd edition, 1977, section 6.3 and 9A.) With one row of weight 1 in each it is the usual s/√G.
 
-    NaN for fewer than two samples, and where a divergence is infinite.
+    NaN for fewer than two samples, where a divergence is infinite, and where squares of sums or weights are too large or
+    too small for a number.
     """
-    clusters, total, weight = int(sketch[CLUSTERS]), sketch[totals.KL], sketch[totals.WEIGHT]
-    squares = sketch[SQUARES]
-    if clusters < 2 or not weight or not math.isfinite(total) or not math.isfinite(squares):
+    clusters = int(sketch[CLUSTERS])
+    sums = [sketch[i] for i in (SIZES, totals.WEIGHT, totals.KL, SQUARES, PRODUCTS)]
+    if not sketch[totals.KL]:
+        del sums[2:]  # every divergence is 0
+    if clusters < 2 or not all(LEAST < x < math.inf for x in sums):
         return math.nan
     # Each is a pair, and they are subtracted as they are: as float64 numbers they would lose half their digits.
     s, n = (Fraction(sketch[i]) + Fraction(sketch[i + totals.LOW]) for i in (totals.KL, totals.WEIGHT))

@@ -29,15 +29,15 @@ class KLDivergenceSummary(Accumulator):
     - `mean`: KL(p‖q) over the rows, weighted, in nats (or the unit of `base`).
     - `stderr`: its standard error. The samples (first axis) are taken for independent, the rows within one (tokens of a
       text) are not. `mean ± 1.96 * stderr` covers the true mean 95 % of the time, if there are some dozens of samples.
-      NaN for fewer than two samples. A sample must come whole, in one update.
+      NaN for fewer than two samples, and where a divergence is infinite. A sample must come whole, in one update.
     - `max`: the largest divergence of a row.
-    - `p50`, `p90`, `p95`, `p99`, `p99_9`: the quantiles, each to `relative_accuracy` of itself from 1e-12 to 16,384
-      nats, as `numpy.quantile` has them. Exact zeros and infinities are told apart from what is near.
+    - `p50`, `p90`, `p95`, `p99`, `p99_9`: the quantiles, as `numpy.quantile` has them, each to `relative_accuracy`
+      of itself while the rows next to it are between 1e-12 and 16,384 nats. Exact zeros and infinities are told apart from what is near.
     - `agreement`: the share of rows whose most likely class is the same (the first one, of equally likely ones). NaN
       for distributions that are not categorical.
     - `count`: the rows that count: of weight above 0, and pairs of distributions. `infinite`: those of them with a
       divergence of +inf; with any, the mean is +inf. `invalid`: rows of weight above 0 that were no distributions; with
-      any, and `nan_strategy="propagate"`, all but the counts is NaN.
+      any, and `nan_strategy="propagate"`, every divergence and the agreement is NaN.
     - with `top=K`: `top1`, `top1_sample`, `top1_position` to `topK`...: the largest divergences, the running number of
       their samples and their places in those (0 where a sample is one row). Samples are numbered from 0 in the order of
       the updates, those of weight 0 included; where totals are merged, or come from several processes, in the order of
@@ -183,7 +183,7 @@ class KLDivergenceSummary(Accumulator):
         worst = numbers[len(numbers) - 3 * self.top :]
         for k in range(self.top):
             value, sample, position = worst[k :: self.top]
-            values[f"top{k + 1}"] = math.nan if value < 0 else value / self._unit
+            values[f"top{k + 1}"] = of_rows(math.nan if value < 0 else value) / self._unit
             values |= {f"top{k + 1}_sample": int(sample), f"top{k + 1}_position": int(position)}
         return values
 
@@ -202,6 +202,6 @@ def _check_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
 
 def _name(q: float) -> str:
     """The name of a quantile, from the digits of its percentage: p50, p99_9."""
-    percent = format(Decimal(str(q)) * 100, "f")
+    percent = format(Decimal(str(abs(q))) * 100, "f")
     percent = percent.rstrip("0").rstrip(".") if "." in percent else percent
     return "p" + percent.replace(".", "_")

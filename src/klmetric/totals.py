@@ -24,9 +24,16 @@ FINGERPRINT = 2 * LOW
 SIZE = FINGERPRINT + 2
 
 
-def empty(options: Options, *also: object) -> Tensor:
-    """Totals of no data at all; `also` marks what else is kept beside them."""
-    return torch.tensor([0.0] * FINGERPRINT + [*options.fingerprint(*also)], dtype=torch.float64)
+def empty(options: Options, with_rows: bool = False, also: tuple[object, ...] = ()) -> Tensor:
+    """Totals of no data at all.
+
+    Args:
+        options: what is measured.
+        with_rows: marks those of a metric that keeps its rows as well.
+        also: marks whatever else tells them from others.
+    """
+    first, second = options.fingerprint(*also)
+    return torch.tensor([0.0] * FINGERPRINT + [first + 2**16 * with_rows, second], dtype=torch.float64)
 
 
 def merge(parts: Tensor) -> Tensor:

@@ -1,0 +1,363 @@
+"""Saved predictions of several models measured against a reference, in one pass and in constant memory."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from klmetric import paired, pairs, totals
+from klmetric.distributed import gather
+from klmetric.inputs import Rows, fault, measure
+from klmetric.llama import storage_error
+from klmetric.options import Options
+from klmetric.saved import InputError, Saved
+from klmetric.summary import KLDivergenceSummary
+
+# Bytes of one file that a thread reads at once.
+BATCH = 2**24
+# More would wait for Python.
+MOST_THREADS = 16
+
+
+@dataclass
+class Measured:
+    """What one model comes to.
+
+    Attributes:
+        saved: its predictions.
+        summary: of all rows.
+        groups: of the rows of each group, by its label.
+        step: the coarsest grid that log-probabilities were rounded to; 0 where they were not.
+    """
+
+    saved: Saved
+    summary: KLDivergenceSummary
+    groups: dict[str, KLDivergenceSummary] = field(default_factory=dict)
+    step: float = 0.0
+
+    @property
+    def summaries(self) -> list[KLDivergenceSummary]:
+        """All of them."""
+        return [self.summary, *self.groups.values()]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to compare, and how.
+
+    Attributes:
+        reference: p.
+        models: each of them q, in turn.
+        options: what is measured of a row, as in `klmetric.KLDivergence`.
+        base: of the logarithm.
+        quantiles: to report.
+        top: how many of the worst rows.
+        weight: gives the weights of rows from one number to another.
+        labels: gives the groups of them, as numbers of `label_names`.
+        label_names: of the groups.
+        classes: how many of the first classes to take; None for all.
+        samples: how many of the first samples to take.
+        batch_rows: rows that are read at once; None for as many as 16 MiB hold.
+        is_checked: whether to look at the first rows for another format than was said.
+    """
+
+    reference: Saved
+    models: list[Saved]
+    options: Options
+    base: float | None
+    quantiles: tuple[float, ...]
+    top: int
+    weight: Callable[[int, int], Tensor] | None
+    labels: Callable[[int, int], Tensor] | None
+    label_names: list[str]
+    classes: int | None
+    samples: int
+    batch_rows: int | None
+    is_checked: bool = True
+
+
+@dataclass
+class Comparison:
+    """What was measured.
+
+    Attributes:
+        task: what was asked for.
+        models: what each of them comes to.
+        differences: for each pair of models (i, j), the sums of `klmetric.paired` over the rows that count for all.
+        samples: how many were measured.
+        step: as in `Measured`, of the reference.
+    """
+
+    task: Task
+    models: list[Measured]
+    differences: dict[tuple[int, int], Tensor]
+    samples: int = 0
+    step: float = 0.0
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it was ended before all samples were measured."""
+        return self.samples < self.task.samples
+
+    def difference(self, i: int, j: int) -> tuple[float, float]:
+        """Mean of model i less that of model j, over the same rows, and its standard error, in the unit of `base`."""
+        sign = 1 if i < j else -1
+        mean, error = paired.difference(self.differences[min(i, j), max(i, j)])
+        unit = math.log(self.task.base) if self.task.base else 1.0
+        return sign * mean / unit, error / unit
+
+    def storage_error(self, measured: Measured) -> tuple[float, float] | None:
+        """What rounding in the files can add to the mean, in nats; None where nothing was rounded to a grid."""
+        if not (self.step or measured.step):
+            return None
+        mean = totals.value(measured.summary.totals.tolist(), "mean", "ignore")
+        return storage_error(self.step, measured.step, mean)
+
+
+def empty(task: Task) -> Comparison:
+    """Nothing measured yet."""
+
+    def summary() -> KLDivergenceSummary:
+        options = {name: getattr(task.options, name) for name in ("input_format", "direction", "temperature", "eps")}
+        # Rows that are no distributions have been refused before they come here, or are left out.
+        one = KLDivergenceSummary(
+            **options,
+            base=task.base,
+            nan_strategy="ignore",
+            quantiles=task.quantiles,
+            top=task.top,
+            sync_on_compute=False,
+        )
+        one.set_dtype(torch.float64)
+        return one
+
+    models = [Measured(saved, summary(), {name: summary() for name in task.label_names}) for saved in task.models]
+    return Comparison(task, models, {pair: paired.empty() for pair in combinations(range(len(models)), 2)})
+
+
+def measure_share(
+    result: Comparison, rank: int, processes: int, advance: Callable[[int], None], is_interrupted: Callable[[], bool]
+) -> None:
+    """Measure this process's share of the samples, the next one in the order of the ranks.
+
+    Args:
+        result: to add to. Whatever happens, it holds whole samples, of all models.
+        rank: of this process.
+        processes: how many share the samples.
+        advance: is called with the number of rows after each batch.
+        is_interrupted: whether to end after this batch.
+
+    Raises:
+        InputError: for rows that are no distributions, and files that cannot be read.
+    """
+    positions = result.task.reference.positions
+    row, end = (positions * (share * result.task.samples // processes) for share in (rank, rank + 1))
+    pending: _Batch | None = None
+    for batch in _batches(result, row, end, is_interrupted):
+        pending = batch if pending is None else _Batch.joined(pending, batch)
+        whole = len(pending) // positions * positions
+        if whole:
+            _add(result, pending.part(slice(whole)))
+            pending = pending.part(slice(whole, None))
+        advance(len(batch))
+
+
+def _batches(result: Comparison, row: int, end: int, is_interrupted: Callable[[], bool]) -> Iterator["_Batch"]:
+    """The rows from one number to another, measured by several threads, in order.
+
+    Threads that each measure a batch of their own do not wait for one another, as those do that share each operation on
+    one batch: where other programs hold the cores, waiting takes most of the time.
+    """
+    reference = result.task.reference
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    size = result.task.batch_rows or max(1, BATCH // (reference.classes * reference.dtype.itemsize))
+    running: deque[Future[_Batch]] = deque()
+    is_first = True
+    with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
+        try:
+            while (row < end and not is_interrupted()) or running:
+                while row < end and len(running) <= threads and not is_interrupted():
+                    stop = min(end, row + size)
+                    running.append(
+                        pool.submit(_measure, result, row, stop, _read_in_order(result, row, stop), is_first)
+                    )
+                    row, is_first = stop, False
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _read_in_order(result: Comparison, start: int, stop: int) -> dict[str, Tensor]:
+    """What can be read only from the beginning on, and so by one thread alone."""
+    every = (result.task.reference, *(measured.saved for measured in result.models))
+    return {saved.name: saved.read(start, stop) for saved in every if saved.is_sequential}
+
+
+def merge_over_processes(result: Comparison, has_failed: bool) -> bool:
+    """Bring together what all processes have measured, in one collective.
+
+    Args:
+        result: of this process; afterwards, of all.
+        has_failed: whether it could not measure its share.
+
+    Returns:
+        Whether none has failed.
+    """
+    summaries = [summary for measured in result.models for summary in measured.summaries]
+    steps = [result.step, *(measured.step for measured in result.models)]
+    head = torch.tensor([has_failed, result.samples, *steps], dtype=torch.float64)
+    states = [head, *(summary.totals for summary in summaries), *result.differences.values()]
+    gathered = torch.stack(gather(torch.cat(states)))
+    head, *parts = torch.split(gathered, [len(state) for state in states], 1)
+    result.samples = int(head[:, 1].sum())
+    result.step, *of_models = head[:, 2:].amax(0).tolist()
+    for measured, step in zip(result.models, of_models, strict=True):
+        measured.step = step
+    for summary, part in zip(summaries, parts[: len(summaries)], strict=True):
+        summary.totals = summary._merging()(part)
+        summary._update_count, summary._computed = 1, None
+    for pair, part in zip(result.differences, parts[len(summaries) :], strict=True):
+        result.differences[pair] = torch.tensor(pairs.merge(part.tolist()), dtype=torch.float64)
+    return not bool(head[:, 0].any())
+
+
+@dataclass
+class _Batch:
+    """Rows of every model.
+
+    Attributes:
+        kl: divergences, shape (models, rows).
+        agrees: whether the most likely class is the same, likewise.
+        weight: shape (rows,).
+        labels: the numbers of their groups, likewise.
+        steps: the coarsest of the grids that the reference and each model were rounded to.
+    """
+
+    kl: Tensor
+    agrees: Tensor
+    weight: Tensor
+    labels: Tensor
+    steps: list[float]
+
+    def __len__(self) -> int:
+        return self.kl.shape[1]
+
+    def part(self, rows: slice) -> "_Batch":
+        return _Batch(self.kl[:, rows], self.agrees[:, rows], self.weight[rows], self.labels[rows], self.steps)
+
+    @staticmethod
+    def joined(a: "_Batch", b: "_Batch") -> "_Batch":
+        both = [(getattr(a, name), getattr(b, name)) for name in ("kl", "agrees", "weight", "labels")]
+        kl, agrees, weight, labels = (torch.cat(pair, -1) for pair in both)
+        return _Batch(kl, agrees, weight, labels, [*map(max, a.steps, b.steps)])
+
+
+def _measure(result: Comparison, start: int, stop: int, read: dict[str, Tensor], is_first: bool) -> _Batch:
+    """The divergences of the rows from `start` to `stop`."""
+    task = result.task
+    weight = torch.ones(stop - start) if task.weight is None else task.weight(start, stop)
+
+    def rows_of(saved: Saved) -> Tensor:
+        x = read[saved.name] if saved.name in read else saved.read(start, stop)
+        return x[:, : task.classes]
+
+    p = rows_of(task.reference)
+    kl, agrees, steps = [], [], [_step_of(task.reference, start, stop)]
+    for measured in result.models:
+        q = rows_of(measured.saved)
+        options = _options_for(task.options, task.reference, measured.saved)
+        if task.is_checked and is_first:
+            for saved, x, its_format in zip(
+                (task.reference, measured.saved), (p, q), options.input_format, strict=True
+            ):
+                _check_format(saved, x[weight > 0], its_format)
+        rows = measure(p, q, None, replace(options, nan_strategy="propagate"), True)
+        if options.nan_strategy == "error":
+            _check_rows(task.reference, measured.saved, p, q, rows.kl, weight, options, start)
+        assert rows.agrees is not None
+        kl.append(rows.kl)
+        agrees.append(rows.agrees)
+        steps.append(_step_of(measured.saved, start, stop))
+    labels = torch.zeros(stop - start, dtype=torch.int64) if task.labels is None else task.labels(start, stop)
+    return _Batch(torch.stack(kl), torch.stack(agrees), weight, labels, steps)
+
+
+def _step_of(saved: Saved, start: int, stop: int) -> float:
+    return 0.0 if saved.steps is None else saved.steps(start, stop).max().item()
+
+
+def _add(result: Comparison, rows: _Batch) -> None:
+    """Add samples that are whole."""
+    task = result.task
+    shape = (-1, task.reference.positions)
+    weight, labels = rows.weight.reshape(shape), rows.labels.reshape(shape)
+    for k, measured in enumerate(result.models):
+        kl, agrees = rows.kl[k].reshape(shape), rows.agrees[k].reshape(shape)
+        measured.summary.add_rows(Rows(kl, None if task.weight is None else weight, agrees))
+        for number, group in enumerate(measured.groups.values()):
+            # Of all samples, so that they keep their numbers.
+            group.add_rows(Rows(kl, torch.where(labels == number, weight, 0), agrees))
+    # Of the rows that count for all models.
+    common = torch.where(rows.kl.isnan().any(0), 0, rows.weight).reshape(shape).double()
+    for (i, j), sums in result.differences.items():
+        batch = paired.of_rows(rows.kl[i].reshape(shape), rows.kl[j].reshape(shape), common)
+        result.differences[i, j] = torch.tensor(pairs.merge([sums.tolist(), batch.tolist()]), dtype=torch.float64)
+    result.samples += len(weight)
+    result.step = max(result.step, rows.steps[0])
+    for measured, step in zip(result.models, rows.steps[1:], strict=True):
+        measured.step = max(measured.step, step)
+
+
+def _options_for(options: Options, reference: Saved, model: Saved) -> Options:
+    """The formats that were asked for, but where a file knows its own."""
+    p_format, q_format = options.input_format
+    return replace(options, input_format=(reference.input_format or p_format, model.input_format or q_format))
+
+
+def _check_format(saved: Saved, x: Tensor, input_format: str) -> None:
+    """Ask where the numbers look like another format than was said: nothing is guessed."""
+    x = x.double()
+    if not x.numel() or x.isnan().any():
+        return
+    negative, sums = bool((x < 0).any()), x.sum(-1)
+    are_sums_1 = bool(((sums - 1).abs() < 0.02).all())
+    if input_format == "probs" and negative:
+        what = "log-probabilities" if bool((x <= 0).all()) else "logits"
+        raise InputError(
+            f"Probabilities must not be negative. Got {x.min().item():g} in {saved.name}. Are they {what}? Then say so"
+            f" with --input-format {'log_probs' if what != 'logits' else what}."
+        )
+    if input_format == "probs" and not bool(((sums - 1).abs() < 0.5).all()):
+        raise InputError(
+            f"Probabilities should add up to 1. Got {sums[(sums - 1).abs().argmax()].item():g} in {saved.name}. Are"
+            " they logits? Then say so with --input-format logits; if they are only not normalised, with --no-check."
+        )
+    if input_format != "probs" and not negative and are_sums_1:
+        raise InputError(
+            f"{saved.name} looks like probabilities: nothing in it is negative, and rows add up to 1. If so, say"
+            f" --input-format probs; if they are {input_format} all the same, --no-check."
+        )
+
+
+def _check_rows(
+    reference: Saved, model: Saved, p: Tensor, q: Tensor, kl: Tensor, weight: Tensor, options: Options, start: int
+) -> None:
+    bad = (kl.isnan() & (weight > 0)).nonzero()
+    if not len(bad):
+        return
+    i = int(bad[0, 0])
+    sample, position = divmod(start + i, reference.positions)
+    where = f"sample {sample}, position {position}" if len(reference.shape) > 2 else f"row {sample}"
+    both = zip((reference, model), (p, q), options.input_format, strict=True)
+    faults = [(saved.name, fault(x[i], input_format)) for saved, x, input_format in both]
+    name, reason = next(((name, text) for name, text in faults if text), (model.name, "has a divergence of NaN"))
+    raise InputError(
+        f"Every row must be a distribution. Got {where} of {name}, which {reason}. Leave such rows out with"
+        " --nan-strategy ignore, or with --mask."
+    )

@@ -1,0 +1,388 @@
+"""`klmetric compare`: from the arguments to the exit status."""
+
+import math
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Task as Bar,
+)
+from rich.text import Text
+
+from klmetric import histogram, sketch
+from klmetric.beside import labels_of, weights_of
+from klmetric.compare import Comparison, Task, empty, measure_share, merge_over_processes
+from klmetric.options import FORMATS, Options, check_base, check_choice, check_options
+from klmetric.report import as_dict, exceeded, show, to_csv, to_json, to_markdown, unit_name
+from klmetric.saved import Choice, InputError, Saved, in_the_order_of, open_saved
+from klmetric.summary import QUANTILES
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_LIMIT = re.compile(r"(?P<key>[a-z]\w*)=(?P<limit>\S+)")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command was given; see `klmetric compare --help`."""
+
+    reference: Path
+    models: list[str]
+    input_format: str | None
+    key: str | None
+    columns: str | None
+    id_column: str | None
+    classes: int | None
+    direction: str
+    temperature: float
+    eps: float
+    base: float | None
+    mask: Path | None
+    weight: Path | None
+    groups: Path | None
+    worst: int
+    fail_above: list[str] | None
+    fail_below: list[str] | None
+    json_file: Path | None
+    csv_file: Path | None
+    plot_file: Path | None
+    markdown: bool
+    limit: int | None
+    batch_rows: int | None
+    nan_strategy: str
+    no_check: bool
+    debug: bool
+
+
+def run_compare(arguments: Arguments) -> int:
+    """Do what the command says, and return its exit status."""
+    # What a process of its own prints must not stand between the others'.
+    try:
+        with _processes() as (rank, processes):
+            return _run(arguments, rank, processes)
+    except InputError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        Console(stderr=True, soft_wrap=True).print(Text(f"Error: {error}"))
+        return BAD_INPUT
+
+
+def _run(arguments: Arguments, rank: int, processes: int) -> int:
+    paths, above, below = _limits(arguments)
+    task = _task(arguments, paths, {**above, **below})
+    names = _names(paths)
+    for file in (arguments.json_file, arguments.csv_file, arguments.plot_file):
+        if file is not None and str(file) != "-" and not file.resolve().parent.is_dir():
+            raise InputError(f"The folder of a file to write must be there. Got {file}. Make {file.parent} first.")
+    result = empty(task)
+    failure: InputError | None = None
+    with _interruptible() as is_interrupted, _progress(result, rank, processes) as advance:
+        try:
+            measure_share(result, rank, processes, advance, is_interrupted)
+        except InputError as error:
+            failure = error
+    if processes > 1:
+        have_all = merge_over_processes(result, failure is not None)
+        if failure is None and not have_all:
+            return BAD_INPUT  # which another process explains
+    if failure is not None:
+        raise failure
+    if rank:
+        return _status(result, [])
+    if not result.samples:
+        Console(stderr=True).print("Interrupted before a sample was measured.")
+        return INTERRUPTED
+    report = as_dict(result, names)
+    _write(arguments, report, result, names)
+    found = exceeded(report, above, below)
+    for sentence in found:
+        Console(stderr=True, soft_wrap=True).print(Text(f"Failed: {sentence}"))
+    return _status(result, found)
+
+
+def _status(result: Comparison, found: list[str]) -> int:
+    return INTERRUPTED if result.is_partial else FAILED if found else DONE
+
+
+def _write(arguments: Arguments, report: dict[str, Any], result: Comparison, names: list[str]) -> None:
+    # In a file or a pipe there is room.
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+    if arguments.json_file is not None:
+        if str(arguments.json_file) == "-":
+            sys.stdout.write(to_json(report))
+        else:
+            arguments.json_file.write_text(to_json(report), encoding="utf-8")
+    if arguments.csv_file is not None:
+        to_csv(report, arguments.csv_file)
+    if arguments.plot_file is not None:
+        _plot(arguments.plot_file, result, names)
+    if str(arguments.json_file) != "-":
+        if arguments.markdown:
+            sys.stdout.write(to_markdown(report))
+        else:
+            show(report, console)
+    if result.is_partial:
+        Console(stderr=True, soft_wrap=True).print(
+            f"Interrupted: this is of {result.samples:,} of {result.task.samples:,} samples."
+        )
+
+
+def _plot(path: Path, result: Comparison, names: list[str]) -> None:
+    try:
+        import matplotlib as mpl
+
+        mpl.use("agg")
+        from matplotlib import pyplot as plt
+
+        from klmetric.picture import draw_several
+    except ModuleNotFoundError as error:
+        raise InputError("--plot needs matplotlib: pip install 'klmetric[compare]'.") from error
+    models = {}
+    for name, measured in zip(names, result.models, strict=True):
+        summary = measured.summary
+        counts = summary.totals[sketch.BINS : sketch.BINS + histogram.size(summary._bits)]
+        models[name] = (counts, summary.compute()["mean"].item())
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    base = result.task.base
+    draw_several(axis, models, result.models[0].summary._bits, math.log(base) if base else 1.0, unit_name(base))
+    try:
+        figure.savefig(path, dpi=150)
+    except (ValueError, OSError) as error:
+        raise InputError(f"--plot must name a picture, as kl.png. Got {path}: {error}") from error
+    finally:
+        plt.close(figure)
+
+
+# --- From the arguments to the task
+
+
+def _limits(arguments: Arguments) -> tuple[list[Path], dict[str, float], dict[str, float]]:
+    """The models, and the limits. `--fail-above a=1 b=2` leaves b=2 among the models."""
+    paths = [model for model in arguments.models if not _LIMIT.fullmatch(model) or Path(model).exists()]
+    stray = [model for model in arguments.models if model not in paths]
+    above, below = list(arguments.fail_above or []), list(arguments.fail_below or [])
+    if stray:
+        if not (above or below):
+            raise InputError(f"A limit must follow --fail-above or --fail-below. Got {stray[0]} alone.")
+        if above and below:
+            raise InputError(
+                f"With both --fail-above and --fail-below, each limit must follow one of its own. Got {stray[0]} alone."
+            )
+        (above or below).extend(stray)
+    if not paths:
+        raise InputError("There must be a MODEL to compare. Got the reference alone.")
+    return list(map(Path, paths)), _parsed(above), _parsed(below)
+
+
+_COUNTS = ("count", "infinite", "invalid")
+
+
+def _parsed(limits: list[str]) -> dict[str, float]:
+    parsed = {}
+    for text in (part for limit in limits for part in re.split(r"[,\s]+", limit.strip())):
+        match = _LIMIT.fullmatch(text)
+        try:
+            key, limit = (match["key"], float(match["limit"])) if match else ("", math.nan)
+        except ValueError:
+            key, limit = "", math.nan
+        if not key or math.isnan(limit):
+            raise InputError(f"A limit must be a value and a number, as mean=0.01. Got {text!r}.")
+        if key not in ("mean", "stderr", "low", "high", "max", "agreement", *_COUNTS) and _quantile(key) is None:
+            raise InputError(
+                f"A limit must be of mean, stderr, low, high, max, agreement, {', '.join(_COUNTS)}, or of a quantile,"
+                f" as p99_9. Got {key!r}."
+            )
+        parsed[key] = limit
+    return parsed
+
+
+def _quantile(key: str) -> float | None:
+    """The quantile that a key names."""
+    if not re.fullmatch(r"p\d+(_\d+)?", key):
+        return None
+    share = Decimal(key[1:].replace("_", ".")) / 100
+    return float(share) if share <= 1 else None
+
+
+def _task(arguments: Arguments, paths: list[Path], limits: dict[str, float]) -> Task:
+    choice = Choice(arguments.key, arguments.columns, arguments.id_column)
+    reference, *models = (open_saved(path, choice) for path in (arguments.reference, *paths))
+    for saved in (reference, *models):
+        _check_array(saved)
+    if reference.ids is not None:
+        models = [in_the_order_of(reference.ids, model) for model in models]
+    for model in models:
+        _check_pair(reference, model, arguments.classes)
+    quantiles = sorted({*QUANTILES, *(q for key in limits if (q := _quantile(key)) is not None)})
+    labels, label_names = (None, []) if arguments.groups is None else labels_of(arguments.groups, reference)
+    return Task(
+        reference=reference,
+        models=models,
+        options=_options(arguments, [reference, *models]),
+        base=arguments.base,
+        quantiles=tuple(quantiles),
+        top=arguments.worst,
+        weight=weights_of(arguments.mask, arguments.weight, reference),
+        labels=labels,
+        label_names=label_names,
+        classes=arguments.classes,
+        samples=min(reference.shape[0], arguments.limit or reference.shape[0]),
+        batch_rows=arguments.batch_rows,
+        is_checked=not arguments.no_check,
+    )
+
+
+def _options(arguments: Arguments, every: list[Saved]) -> Options:
+    pair = [part.strip() for part in (arguments.input_format or "").split(",") if part.strip()]
+    if not pair:
+        unknown = next((saved for saved in every if saved.input_format is None), None)
+        if unknown is not None:
+            raise InputError(
+                f"--input-format must say what the files hold: logits, log_probs or probs. Got none. {_hint(unknown)}"
+            )
+        pair = ["log_probs"]
+    try:
+        for one in pair:
+            check_choice("--input-format", one, FORMATS)
+        check_choice("--nan-strategy", arguments.nan_strategy, ("error", "ignore"))
+        check_base(arguments.base)
+        formats: Any = (pair[0], pair[-1]) if len(pair) <= 2 else pair
+        rest: Any = (arguments.direction, arguments.temperature, arguments.eps, arguments.nan_strategy)
+        return check_options(False, formats, -1, *rest)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _hint(saved: Saved) -> str:
+    """What the first rows look like."""
+    x = saved.read(0, min(saved.rows, 16)).double()
+    sums = x.sum(-1)
+    if bool((x >= 0).all()) and bool(((sums - 1).abs() < 0.02).all()):
+        return f"{saved.name} looks like probs: nothing is negative, and rows add up to 1."
+    if bool((x <= 1e-3).all()) and bool((x.logsumexp(-1).abs() < 0.02).all()):
+        return f"{saved.name} looks like log_probs: the exponentials of a row add up to 1."
+    return f"{saved.name} looks like logits: rows do not add up to 1."
+
+
+def _check_array(saved: Saved) -> None:
+    if len(saved.shape) < 2:
+        raise InputError(
+            f"Predictions must be of (rows, classes) or (samples, positions, classes). Got shape {saved.shape} in"
+            f" {saved.name}. Are they class indices?"
+        )
+    if not saved.dtype.is_floating_point:
+        raise InputError(
+            f"Predictions must be floating-point numbers. Got {saved.dtype} in {saved.name}. Are they class indices?"
+        )
+    if not saved.rows or not saved.classes:
+        raise InputError(f"Predictions must have rows and classes. Got shape {saved.shape} in {saved.name}.")
+
+
+def _check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
+    fewest, most = sorted((reference.classes, model.classes))
+    if classes is not None and classes > fewest:
+        raise InputError(
+            f"--classes must be no more than every file has. Got {classes}, and {reference.name} has"
+            f" {reference.classes}, {model.name} {model.classes}."
+        )
+    if fewest != most and classes is None:
+        raise InputError(
+            f"Both must have the same classes. Got {reference.classes} in {reference.name} and {model.classes} in"
+            f" {model.name}. If the last {most - fewest} are padding, say --classes {fewest}."
+        )
+    if reference.shape[:-1] != model.shape[:-1]:
+        raise InputError(
+            f"Both must have the same rows. Got shape {reference.shape} in {reference.name} and {model.shape} in"
+            f" {model.name}. Are they of the same data?"
+        )
+    if (reference.ids is None) != (model.ids is None):
+        raise InputError(f"--id is for tables. Got {reference.name} and {model.name}, one of which is none.")
+    if reference.tokens is not None and model.tokens is not None:
+        other = (reference.tokens != model.tokens).nonzero()[0]
+        if len(other):
+            raise InputError(
+                f"Both must be of the same tokens. Got {reference.tokens[other[0]]} in {reference.name} and"
+                f" {model.tokens[other[0]]} in {model.name} as token {other[0]}. Were they made from the same text?"
+            )
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Names that tell the models apart, as short as can be."""
+    for name in (lambda path: path.stem, lambda path: path.name, str):
+        names = [name(path) or str(path) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path} ({k})" for k, path in enumerate(paths, 1)]
+
+
+# --- Around the measuring
+
+
+@contextmanager
+def _processes() -> Iterator[tuple[int, int]]:
+    """The rank and the number of processes, with a process group under torchrun."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1 or "RANK" not in os.environ:
+        yield 0, 1
+        return
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield torch.distributed.get_rank(), processes
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C ends the measuring after the batch that is being read; a second one ends the program."""
+    is_interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield lambda: is_interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Bar) -> Text:
+        return Text(f"{task.speed:,.0f} rows/s" if task.speed else "")
+
+
+@contextmanager
+def _progress(result: Comparison, rank: int, processes: int) -> Iterator[Callable[[int], None]]:
+    """A bar of the rows of this process, where there is somebody to see it."""
+    total = result.task.samples * result.task.reference.positions // processes
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=rank > 0 or not sys.stderr.isatty()
+    ) as bar:
+        of_rows = bar.add_task(
+            "Measuring" if processes == 1 else f"Measuring (1 of {processes} processes)", total=total
+        )
+        yield lambda rows: bar.advance(of_rows, rows)

@@ -1,0 +1,82 @@
+"""The predictions that llama.cpp saves (`llama-perplexity --kl-divergence-base`), of the second half of each context.
+
+The file: `_logits_`; the length of a context, the size of the vocabulary and the number of chunks as int32; the tokens
+of all chunks as int32; then, for each position of each chunk that is evaluated, a float32 step, a float32 minimum and
+one uint16 code for each class, padded to an even number. A log-probability is minimum + step * code.
+(ggml-org/llama.cpp, tools/perplexity/perplexity.cpp.)
+
+Probabilities below e^-16 of the largest in a row are saved as e^-16 of it.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klmetric.saved import InputError, Saved
+
+MAGIC = b"_logits_"
+
+
+def open_kld(path: Path) -> Saved:
+    """Look at the header.
+
+    Raises:
+        InputError: if the file is of another kind, or not as long as its header says.
+    """
+    with path.open("rb") as file:
+        magic = file.read(len(MAGIC))
+        header = np.fromfile(file, "<i4", 3)
+        if magic != MAGIC or len(header) < 3:
+            raise InputError(
+                f"A .kld file must begin with {MAGIC.decode()!r}. Got {magic!r} in {path}. Is it a GGUF file?"
+            )
+        context, classes, chunks = header.tolist()
+        if context < 2 or classes < 1 or chunks < 1:
+            raise InputError(
+                f"A .kld file must have classes and chunks. Got n_ctx, n_vocab, n_chunk = {header} in {path}."
+            )
+        tokens = np.fromfile(file, "<i4", context * chunks)
+    positions = context - 1 - context // 2
+    begin = len(MAGIC) + 12 + 4 * context * chunks
+    width = 4 + classes + classes % 2  # in units of two bytes, with the step and the minimum
+    expected, size = begin + 2 * width * positions * chunks, path.stat().st_size
+    if size < expected:
+        raise InputError(
+            f"{path} must have {expected:,} bytes for {chunks} chunks. Got {size:,}. Did llama.cpp end before the last?"
+        )
+
+    def records(start: int, stop: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]":
+        return np.memmap(path, "<u2", "r", begin + 2 * width * start, (stop - start, width))
+
+    def scales(rows: "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]") -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(rows[:, :4]).view("<f4").astype(np.float32))
+
+    def read(start: int, stop: int) -> Tensor:
+        rows = records(start, stop)
+        scale = scales(rows)
+        codes = torch.from_numpy(rows[:, 4 : 4 + classes].astype(np.float32))
+        return codes.mul_(scale[:, :1]).add_(scale[:, 1:])
+
+    def steps(start: int, stop: int) -> Tensor:
+        return scales(records(start, stop))[:, 0]
+
+    shape = (chunks, positions, classes)
+    return Saved(str(path), shape, torch.float32, read, input_format="log_probs", tokens=tokens, steps=steps)
+
+
+def storage_error(step_of_p: float, step_of_q: float, mean: float) -> tuple[float, float]:
+    r"""What rounding log-probabilities to steps adds to a divergence: as a rule, and at most.
+
+    As a rule it is noise of variance step^2/12 in every log-ratio, and the divergence of near-equal rows grows by half
+    of it. At most, with each log-probability off by half a step, and so by a step after normalisation,
+
+    .. math:: |KL' - KL| \le s_p + s_q + (e^{s_p} - 1) \sum_c p_c |\log(p_c / q_c)|
+
+    of which the last sum is at most KL + (2 KL)^{1/2} (by Pinsker's inequality). Both are of rows in which nothing is
+    below e^-16 of the largest.
+    """
+    usual = (step_of_p**2 + step_of_q**2) / 24
+    return usual, step_of_p + step_of_q + math.expm1(step_of_p) * (mean + math.sqrt(2 * mean))

@@ -1,0 +1,230 @@
+"""What a comparison comes to, as a table, Markdown, JSON and CSV."""
+
+import csv
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from klmetric.compare import Comparison, Measured
+from klmetric.summary import KLDivergenceSummary
+
+# Of a normal distribution, this many standard deviations on either side hold 95 %.
+Z = 1.96
+
+Value = dict[str, Any]
+
+
+def as_dict(comparison: Comparison, names: list[str]) -> Value:
+    """The report as plain data, the models sorted by their means.
+
+    Args:
+        comparison: what was measured.
+        names: of the models.
+    """
+    task = comparison.task
+    values = [_values_of(measured.summary) for measured in comparison.models]
+    order = sorted(range(len(values)), key=lambda k: (math.isnan(values[k]["mean"]), values[k]["mean"]))
+    options = {name: getattr(task.options, name) for name in ("direction", "temperature", "eps", "nan_strategy")}
+    return {
+        "schema": 1,
+        "reference": task.reference.name,
+        "unit": unit_name(task.base),
+        "samples": comparison.samples,
+        "partial": comparison.is_partial,
+        "options": {"input_format": list(task.options.input_format), **options, "classes": task.classes},
+        "models": [
+            {
+                "name": names[k],
+                "path": comparison.models[k].saved.name,
+                **values[k],
+                **_difference(comparison, k, order[0], names),
+                **_storage_error(comparison, comparison.models[k]),
+                **({"worst": _worst_of(comparison.models[k].summary)} if task.top else {}),
+                **_groups(comparison.models[k]),
+            }
+            for k in order
+        ],
+    }
+
+
+def unit_name(base: float | None) -> str:
+    """The name of the unit."""
+    return "nats" if base is None else "bits" if base == 2 else f"base {base:g}"
+
+
+def _computed(summary: KLDivergenceSummary) -> Value:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rows that are left out are counted in the report
+        return {key: value.item() for key, value in summary.compute().items()}
+
+
+def _values_of(summary: KLDivergenceSummary) -> Value:
+    values = {key: value for key, value in _computed(summary).items() if not key.startswith("top")}
+    mean, margin = values.pop("mean"), Z * values["stderr"]
+    interval = {"low": max(0.0, mean - margin) if margin == margin else math.nan, "high": mean + margin}
+    return {"mean": mean, "stderr": values.pop("stderr"), **interval, **values}
+
+
+def _difference(comparison: Comparison, k: int, best: int, names: list[str]) -> Value:
+    if k == best:
+        return {}
+    mean, error = comparison.difference(k, best)
+    interval = {"low": mean - Z * error, "high": mean + Z * error}
+    return {"difference": {"to": names[best], "mean": mean, "stderr": error, **interval}}
+
+
+def _storage_error(comparison: Comparison, measured: Measured) -> Value:
+    error = comparison.storage_error(measured)
+    unit = math.log(comparison.task.base) if comparison.task.base else 1.0
+    return {} if error is None else {"storage_error": {"usual": error[0] / unit, "largest": error[1] / unit}}
+
+
+def _worst_of(summary: KLDivergenceSummary) -> list[Value]:
+    values = _computed(summary)
+    rows = [
+        {
+            key: values[f"top{k}{suffix}"]
+            for key, suffix in (("kl", ""), ("sample", "_sample"), ("position", "_position"))
+        }
+        for k in range(1, summary.top + 1)
+    ]
+    return [row for row in rows if row["sample"] >= 0]
+
+
+def _groups(measured: Measured) -> Value:
+    return {"groups": {name: _values_of(group) for name, group in measured.groups.items()}} if measured.groups else {}
+
+
+def to_json(report: Value) -> str:
+    """As JSON. It has no NaN and no infinity: they are null and "Infinity"."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: plain(value) for key, value in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [plain(value) for value in x]
+        if isinstance(x, float) and not math.isfinite(x):
+            return None if math.isnan(x) else "Infinity" if x > 0 else "-Infinity"
+        return x
+
+    return json.dumps(plain(report), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def to_csv(report: Value, path: Path) -> None:
+    """As a table with one line for each model, and one for each of its groups."""
+    lines = []
+    for model in report["models"]:
+        difference = {f"difference_{key}": value for key, value in model.get("difference", {}).items()}
+        scalars = {key: value for key, value in model.items() if not isinstance(value, (dict, list))}
+        lines.append({"name": model["name"], "group": "", **scalars, **difference})
+        lines += [{"name": model["name"], "group": name, **group} for name, group in model.get("groups", {}).items()]
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def exceeded(report: Value, above: dict[str, float], below: dict[str, float]) -> list[str]:
+    """Where a value is beyond a limit, or not known; each as a sentence."""
+    found = []
+    for model in report["models"]:
+        for limits, word in ((above, "above"), (below, "below")):
+            for key, limit in limits.items():
+                value = float(model[key])
+                if math.isnan(value):
+                    found.append(f"{model['name']}: {key} is not known, and must not be {word} {limit:g}")
+                elif value > limit if word == "above" else value < limit:
+                    found.append(f"{model['name']}: {key} = {_number(value)} is {word} {limit:g}")
+    return found
+
+
+# --- Tables
+
+_SKIPPED = ("name", "path", "difference", "storage_error", "worst", "groups", "low", "high")
+
+
+def _cells(models: list[Value]) -> list[tuple[str, list[str]]]:
+    """The lines of the table: what, and its value for each model."""
+    lines = []
+    for key in [key for key in models[0] if key not in _SKIPPED]:
+        lines.append((_label(key), [_number(model[key]) for model in models]))
+        if key == "mean":
+            intervals = [f"{_number(model['low'])} to {_number(model['high'])}" for model in models]
+            lines.append(("95 % interval", intervals))
+        if key == "stderr" and len(models) > 1:
+            lines.append(("more than the best", [_difference_cell(model) for model in models]))
+    if any("storage_error" in model for model in models):
+        errors = [model.get("storage_error") for model in models]
+        lines.append(("added by storage", [f"{_number(e['usual'])}" if e else "" for e in errors]))
+        lines.append(("at most", [f"{_number(e['largest'])}" if e else "" for e in errors]))
+    return lines
+
+
+def _difference_cell(model: Value) -> str:
+    if "difference" not in model:
+        return ""
+    difference = model["difference"]
+    return f"{_number(difference['mean'])} ± {_number(Z * difference['stderr'])}"
+
+
+def _label(key: str) -> str:
+    return key.replace("_", ".") if key[:1] == "p" and key[1:2].isdigit() else key
+
+
+def _number(x: float) -> str:
+    return f"{x:,}" if isinstance(x, int) else f"{x:.4g}"
+
+
+def _sections(report: Value) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Every table: its title, its head and its lines."""
+    models = report["models"]
+    names = [model["name"] for model in models]
+    unit = report["unit"]
+    title = f"KL divergence from {report['reference']} ({unit})"
+    sections = [(title, ["", *names], [[label, *cells] for label, cells in _cells(models)])]
+    if "groups" in models[0]:
+        lines = [
+            [
+                group,
+                *(
+                    f"{_number(model['groups'][group]['mean'])} ± {_number(Z * model['groups'][group]['stderr'])}"
+                    for model in models
+                ),
+                _number(models[0]["groups"][group]["count"]),
+            ]
+            for group in models[0]["groups"]
+        ]
+        sections.append((f"Means of the groups ({unit})", ["group", *names, "count"], lines))
+    for model in models:
+        if model.get("worst"):
+            lines = [[str(row["sample"]), str(row["position"]), _number(row["kl"])] for row in model["worst"]]
+            sections.append((f"Worst rows of {model['name']}", ["sample", "position", unit], lines))
+    return sections
+
+
+def show(report: Value, console: Console) -> None:
+    """Print the tables."""
+    for title, head, lines in _sections(report):
+        table = Table(title=escape(title), title_justify="left")
+        for k, text in enumerate(head):
+            table.add_column(escape(text), justify="left" if k == 0 else "right", overflow="fold")
+        for line in lines:
+            table.add_row(*map(escape, line))
+        console.print(table)
+
+
+def to_markdown(report: Value) -> str:
+    """As tables of Markdown."""
+    blocks = []
+    for title, head, lines in _sections(report):
+        rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+        blocks.append(f"**{title}**\n\n{table}\n")
+    return "\n".join(blocks)

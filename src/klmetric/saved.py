@@ -1,0 +1,439 @@
+"""Saved predictions as rows of classes: what a file or a folder holds, and how a stretch of its rows is read.
+
+Nothing is held: every reading maps the file anew and lets go of it, so memory does not grow with its size.
+"""
+
+import re
+import zipfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import accumulate
+from json import JSONDecodeError, loads
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klmetric.options import Format
+
+
+class InputError(Exception):
+    """Input that cannot be measured: the rule, what arrived, and what to do."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An array on disk, of (rows, classes) or (samples, positions, classes).
+
+    Attributes:
+        name: where it is, for messages.
+        shape: of the array.
+        dtype: of its numbers.
+        read: gives the rows from one number to another, shape (rows, classes).
+        ids: of the rows, where there are any.
+        input_format: where the file says what its numbers are.
+        tokens: that the predictions are of, where the file says so.
+        is_sequential: whether it is read from the beginning on, by one thread.
+        steps: gives the distance between neighbouring log-probabilities in a stretch of rows, where they are rounded to
+            an even grid.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[int, int], Tensor]
+    ids: "np.ndarray[Any, Any] | None" = None
+    input_format: Format | None = None
+    tokens: "np.ndarray[Any, Any] | None" = None
+    is_sequential: bool = False
+    steps: Callable[[int, int], Tensor] | None = None
+
+    @property
+    def classes(self) -> int:
+        """The length of the last axis."""
+        return self.shape[-1]
+
+    @property
+    def positions(self) -> int:
+        """The rows in a sample."""
+        return int(np.prod(self.shape[1:-1]))
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return int(np.prod(self.shape[:-1]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to take of a file that holds more.
+
+    Attributes:
+        key: the name of the array, or a pattern of names of arrays that follow one another.
+        columns: of a table: names and patterns, with commas between; None for every column of floats.
+        id: of a table: the column that names the rows.
+    """
+
+    key: str | None = None
+    columns: str | None = None
+    id: str | None = None
+
+
+def open_saved(path: Path, choice: Choice) -> Saved:
+    """Look at a file, or at all files of a folder as one array after the other.
+
+    Raises:
+        InputError: if there is no array in it that can be read.
+    """
+    if not path.exists():
+        raise InputError(f"There must be a file or a folder at {path}. Got nothing.")
+    if path.is_dir():
+        index = next(iter(sorted(path.glob("*.index.json"))), None)
+        files = _shards_of_index(index) if index else _shards_of_folder(path)
+    else:
+        files = _shards_of_index(path) if path.name.endswith(".index.json") else [path]
+    parts = [part for file in files for part in _open_file(file, choice, in_folder=len(files) > 1)]
+    if not parts:
+        raise InputError(f"`--key` must match an array. Got {choice.key!r}, and no shard of {path} has one.")
+    return replace(_one_after_the_other(parts), name=str(path))
+
+
+def _shards_of_folder(folder: Path) -> list[Path]:
+    files = [file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")]
+    kinds = {file.suffix for file in files}
+    if not files or len(kinds) > 1:
+        what = "none" if not files else f"some of each of {sorted(kinds)}"
+        raise InputError(
+            f"A folder must hold shards of one kind ({', '.join(SUFFIXES)}). Got {what} in {folder}. Name a file?"
+        )
+    files.sort(key=_natural)
+    for file in files:  # part-00002-of-00005
+        if numbers := re.search(r"(\d+)-of-(\d+)\D*$", file.stem):
+            expected, width = int(numbers[2]), len(numbers[1])
+            there = {int(m[1]) for f in files if (m := re.search(r"(\d+)-of-(\d+)\D*$", f.stem))}
+            first = 0 if 0 in there else 1
+            if missing := [i for i in range(first, first + expected) if i not in there]:
+                raise InputError(
+                    f"Every shard must be there: {folder} has {len(there)} of {expected}. Missing is"
+                    f" number {str(missing[0]).zfill(width)}. Was it not copied?"
+                )
+            break
+    return files
+
+
+def _shards_of_index(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(loads(index.read_text())["weight_map"].values()), key=lambda name: _natural(Path(name)))
+    except (JSONDecodeError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"An index must have a weight_map of names to files. Got {index}: {error!r}.") from error
+    files = [index.parent / name for name in names]
+    if missing := [file.name for file in files if not file.exists()]:
+        raise InputError(f"Every shard must be there. Got {index} that names {missing[0]}, and no such file.")
+    return files
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts part-10 after part-2."""
+    return [(int(x), "") if x.isdigit() else (-1, x) for x in re.split(r"(\d+)", path.name)]
+
+
+def _open_file(path: Path, choice: Choice, in_folder: bool) -> list[Saved]:
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"A file must be one of {', '.join(SUFFIXES)}. Got {path}. Save the array in one of these.")
+    if path.stat().st_size == 0:
+        raise InputError(f"A file must hold an array. Got {path}, which is empty. Was it written to the end?")
+    with _as_bad_input(path):
+        arrays = SUFFIXES[path.suffix](path, choice)
+    key = choice.key
+    if path.suffix in SINGLE or (key is None and len(arrays) == 1):
+        names = list(arrays)
+    elif key is None:
+        raise InputError(f"`--key` must say which array to take. Got {path} with {_listed(arrays)}.")
+    else:
+        names = sorted((name for name in arrays if fnmatchcase(name, key)), key=lambda name: _natural(Path(name)))
+        if not names and not in_folder:  # where another shard may have it
+            raise InputError(f"`--key` must match an array. Got {key!r}, and {path} has {_listed(arrays)}.")
+    with _as_bad_input(path):
+        opened = [arrays[name]() for name in names]
+    return [
+        replace(saved, name=f"{path}[{name}]" if name else str(path), read=_guarded(saved.read, path))
+        for name, saved in zip(names, opened, strict=True)
+    ]
+
+
+def _guarded(read: Callable[[int, int], Tensor], path: Path) -> Callable[[int, int], Tensor]:
+    def guarded(start: int, stop: int) -> Tensor:
+        with _as_bad_input(path):
+            return read(start, stop)
+
+    return guarded
+
+
+def _listed(arrays: Mapping[str, object]) -> str:
+    names = sorted(arrays)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
+
+
+@contextmanager
+def _as_bad_input(path: Path) -> Iterator[None]:
+    """Any error in reading a file as one of its input. The libraries have no common kind of error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ModuleNotFoundError as error:
+        raise InputError(f"{path} needs {error.name}: pip install 'klmetric[compare]'.") from error
+    except UnpicklingError as error:
+        raise InputError(
+            f"A .pt file must hold a tensor, or a dict of tensors. Got {path} with something else, which is not loaded:"
+            " it could run code. Save the tensor alone."
+        ) from error
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} cannot be read as {path.suffix}: {reason}. Is it whole, and of that kind?") from error
+
+
+def _one_after_the_other(parts: list[Saved]) -> Saved:
+    """Arrays of the same rows as one."""
+    first = parts[0]
+    for part in parts:
+        if not part.shape:
+            raise InputError(f"An array must have an axis. Got a single number in {part.name}.")
+        if part.shape[1:] != first.shape[1:] or part.dtype != first.dtype:
+            raise InputError(
+                "Shards must have rows of the same shape and dtype. Got"
+                f" {first.name} {first.shape} {first.dtype} and {part.name} {part.shape} {part.dtype}."
+            )
+    if len(parts) == 1:
+        return first
+    ends = list(accumulate(part.rows for part in parts))
+
+    def read(start: int, stop: int) -> Tensor:
+        return torch.cat([part.read(a, b) for part, a, b in _stretches(parts, ends, start, stop)])
+
+    def steps(start: int, stop: int) -> Tensor:
+        return torch.cat([part.steps(a, b) for part, a, b in _stretches(parts, ends, start, stop) if part.steps])
+
+    return replace(
+        first,
+        shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
+        read=read,
+        ids=None if first.ids is None else np.concatenate([part.ids for part in parts if part.ids is not None]),
+        tokens=None if first.tokens is None else np.concatenate([x.tokens for x in parts if x.tokens is not None]),
+        steps=None if first.steps is None else steps,
+    )
+
+
+def _stretches(parts: list[Saved], ends: list[int], start: int, stop: int) -> Iterator[tuple[Saved, int, int]]:
+    """The parts that rows from `start` to `stop` are in, and the rows of each."""
+    for part, end in list(zip(parts, ends, strict=True))[bisect_right(ends, start) :]:
+        begin = end - part.rows
+        if begin >= stop:
+            return
+        yield part, max(start, begin) - begin, min(stop, end) - begin
+
+
+def in_the_order_of(ids: "np.ndarray[Any, Any]", saved: Saved) -> Saved:
+    """The same rows, in the order of these ids.
+
+    Raises:
+        InputError: if the ids are not the same, each once.
+    """
+    own = saved.ids
+    assert own is not None
+    for name, some in (("the reference", ids), (saved.name, own)):
+        if len(np.unique(some)) < len(some):
+            raise InputError(f"Each `--id` must name one row. Got some twice in {name}.")
+    if len(ids) != len(own) or not np.array_equal(np.sort(ids), np.sort(own)):
+        odd = np.setxor1d(ids, own)
+        raise InputError(
+            f"Both must have the same ids. Got {len(ids)} in the reference and {len(own)} in {saved.name};"
+            f" {len(odd)} are in one of them only, as {odd[0]!r}."
+        )
+    if np.array_equal(ids, own):
+        return saved
+    order = np.argsort(own)[np.argsort(np.argsort(ids))]
+    return replace(saved, read=_at_random(saved, order), ids=ids, is_sequential=True)
+
+
+def _at_random(saved: Saved, order: "np.ndarray[Any, Any]") -> Callable[[int, int], Tensor]:
+    """Rows in another order. A table is read from its beginning only, so it is kept in a temporary file."""
+    from tempfile import TemporaryFile
+
+    file = TemporaryFile()  # noqa: SIM115  # it is there as long as what reads it
+    kept: Any = None
+    step = max(1, 2**22 // saved.classes)
+
+    def read(start: int, stop: int) -> Tensor:
+        nonlocal kept
+        if kept is None:
+            for begin in range(0, saved.rows, step):
+                saved.read(begin, min(begin + step, saved.rows)).numpy().tofile(file)
+            file.flush()
+            dtype = np.dtype(str(saved.dtype).removeprefix("torch."))
+            kept = np.memmap(file, dtype, "r", shape=(saved.rows, saved.classes))
+        return torch.from_numpy(kept[order[start:stop]])
+
+    return read
+
+
+# --- The kinds of files. Each function gives the arrays in one by name: what opens one, when it is asked for.
+
+Arrays = dict[str, Callable[[], Saved]]
+
+
+def _npy(path: Path, choice: Choice) -> Arrays:
+    def opened() -> Saved:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        dtype = _dtype_of(array, path)
+        if array.flags.f_contiguous and not array.flags.c_contiguous and array.ndim > 2:
+            raise InputError(f"An array of three axes must be saved in C order. Got {path} in Fortran order.")
+
+        def read(start: int, stop: int) -> Tensor:
+            whole = np.load(path, mmap_mode="c", allow_pickle=False)
+            rows = whole if whole.ndim <= 2 else whole.reshape(-1, whole.shape[-1])
+            return _tensor(rows[start:stop])
+
+        return Saved(str(path), array.shape, dtype, read)
+
+    return {"": opened}
+
+
+def _npz(path: Path, choice: Choice) -> Arrays:
+    with zipfile.ZipFile(path) as file:
+        names = [name.removesuffix(".npy") for name in file.namelist()]
+    return {name: lambda name=name: _member_of_npz(path, name) for name in names}  # type: ignore[misc]
+
+
+def _member_of_npz(path: Path, name: str) -> Saved:
+    """Read from the beginning on: what is compressed can be read no other way."""
+
+    def start_over() -> tuple[Any, tuple[int, ...], Any]:
+        file = zipfile.ZipFile(path).open(name + ".npy")  # noqa: SIM115  # read further by each call of `read`
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = header(file)
+        if is_fortran and len(shape) > 1:
+            raise InputError(f"An array in a .npz file must be in C order. Got {name} of {path} in Fortran order.")
+        return file, shape, dtype
+
+    file, shape, dtype = start_over()
+    at = 0
+
+    def read(start: int, stop: int) -> Tensor:
+        nonlocal file, at
+        width = int(np.prod(shape[-1:])) if len(shape) > 1 else 1
+        size = width * dtype.itemsize
+        if start < at:
+            file.close()
+            file, at = start_over()[0], 0
+        while at < start:
+            at += len(file.read(min(2**24 // size + 1, start - at) * size)) // size or _truncated(path)
+        rows = np.frombuffer(bytearray(file.read((stop - start) * size)), dtype)
+        if rows.size != (stop - start) * width:
+            _truncated(path)
+        at = stop
+        return _tensor(rows.reshape(-1, width) if len(shape) > 1 else rows)
+
+    return Saved(name, shape, _dtype_of(np.empty(0, dtype), path), read, is_sequential=True)
+
+
+def _truncated(path: Path) -> int:
+    raise InputError(f"{path} ends before its last row. Was it written, or copied, to the end?")
+
+
+def _safetensors(path: Path, choice: Choice) -> Arrays:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+
+    def opened(name: str) -> Saved:
+        def whole() -> Tensor:
+            with safe_open(path, "pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+        return _of_tensor(name, whole)
+
+    return {name: lambda name=name: opened(name) for name in names}  # type: ignore[misc]
+
+
+def _pt(path: Path, choice: Choice) -> Arrays:
+    try:
+        held = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+        is_mapped = True
+    except RuntimeError as error:
+        if "mmap can only be used with files saved with" not in str(error):
+            raise
+        held = torch.load(path, weights_only=True, map_location="cpu")  # of the old kind, which has to be held
+        is_mapped = False
+    tensors = {"": held} if isinstance(held, Tensor) else held
+    if not isinstance(tensors, Mapping) or not any(isinstance(x, Tensor) for x in tensors.values()):
+        raise InputError(f"A .pt file must hold a tensor, or a dict of tensors. Got a {type(held).__name__} in {path}.")
+
+    def again(name: str) -> Tensor:
+        again = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+        tensor: Tensor = again[name] if name else again
+        return tensor.detach()
+
+    return {
+        str(name): lambda name=name, x=x: _of_tensor(name, (lambda: again(name)) if is_mapped else lambda: x)  # type: ignore[misc]
+        for name, x in tensors.items()
+        if isinstance(x, Tensor)
+    }
+
+
+def _of_tensor(name: str, whole: Callable[[], Tensor]) -> Saved:
+    def read(start: int, stop: int) -> Tensor:
+        tensor = whole()
+        return (tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor)[start:stop]
+
+    tensor = whole()
+    return Saved(name, tuple(tensor.shape), tensor.dtype, read)
+
+
+def _dtype_of(array: "np.ndarray[Any, Any]", path: Path) -> torch.dtype:
+    try:
+        return _tensor(np.empty(0, array.dtype)).dtype
+    except TypeError as error:
+        raise InputError(
+            f"The numbers must be of a dtype that torch has. Got {array.dtype} in {path}. Is it bfloat16? Save it as"
+            " .safetensors."
+        ) from error
+
+
+def _tensor(array: "np.ndarray[Any, Any]") -> Tensor:
+    return torch.from_numpy(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
+
+
+def _table(path: Path, choice: Choice) -> Arrays:
+    from klmetric.tables import open_table
+
+    return {"": lambda: open_table(path, choice)}
+
+
+def _kld(path: Path, choice: Choice) -> Arrays:
+    from klmetric.llama import open_kld
+
+    return {"": lambda: open_kld(path)}
+
+
+SUFFIXES: dict[str, Callable[[Path, Choice], Arrays]] = {
+    ".npy": _npy,
+    ".npz": _npz,
+    ".safetensors": _safetensors,
+    ".pt": _pt,
+    ".pth": _pt,
+    ".parquet": _table,
+    ".csv": _table,
+    ".kld": _kld,
+}
+# Files of one array, which has no name.
+SINGLE = (".npy", ".parquet", ".csv", ".kld")

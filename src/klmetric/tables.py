@@ -1,0 +1,133 @@
+"""Tables of predictions, one column for each class: .parquet and .csv, read from the beginning on."""
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from klmetric.saved import Choice, InputError, Saved
+
+
+def open_table(path: Path, choice: Choice) -> Saved:
+    """Look at the columns, count the rows and read their ids.
+
+    Raises:
+        InputError: if the columns are not there, or are not clear.
+    """
+    schema = _schema(path)
+    columns = _columns(path, schema, choice)
+    ids = None
+    if choice.id is not None:
+        if choice.id not in schema.names:
+            raise InputError(f"`--id` must be a column. Got {choice.id!r}, and {path} has {_listed(schema.names)}.")
+        ids = np.concatenate(
+            [batch.column(0).to_numpy(zero_copy_only=False) for batch in _batches(path, [choice.id], False)]
+        )
+        rows = len(ids)
+    else:
+        rows = sum(len(batch) for batch in _batches(path, columns[:1]))
+    if not rows:
+        raise InputError(f"A table must have rows. Got none in {path}.")
+    reader = _Reader(path, columns)
+    return Saved(str(path), (rows, len(columns)), torch.float64, reader.read, ids=ids, is_sequential=True)
+
+
+class _Reader:
+    """Gives stretches of rows, one after the other; it starts over to go back."""
+
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        self.path, self.columns = path, columns
+        self.at = 0
+        self.rest = np.empty((0, len(columns)))
+        self.batches: Iterator[Any] = iter(())
+        self.is_open = False
+
+    def read(self, start: int, stop: int) -> Tensor:
+        if not self.is_open or start < self.at:
+            self.batches, self.is_open = _batches(self.path, self.columns), True
+            self.at, self.rest = 0, self.rest[:0]
+        taken = []
+        while self.at < stop:
+            if not len(self.rest):
+                self.rest = self._matrix(next(self.batches))
+            skipped = min(len(self.rest), max(0, start - self.at))
+            part = self.rest[skipped : skipped + stop - max(start, self.at)]
+            if len(part):
+                taken.append(part)
+            self.at += skipped + len(part)
+            self.rest = self.rest[skipped + len(part) :]
+        return torch.from_numpy(np.concatenate(taken) if taken else self.rest[:0])
+
+    def _matrix(self, batch: Any) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        return np.column_stack([column.cast(pa.float64()).to_numpy(zero_copy_only=False) for column in batch.columns])
+
+
+def _schema(path: Path) -> Any:
+    if path.suffix == ".parquet":
+        return pq.ParquetFile(path).schema_arrow
+    with pc.open_csv(path) as reader:
+        return reader.schema
+
+
+def _batches(path: Path, columns: list[str], as_floats: bool = True) -> Iterator[Any]:
+    if path.suffix == ".parquet":
+        yield from pq.ParquetFile(path).iter_batches(columns=columns)
+    else:
+        # A column of whole numbers so far may go on otherwise.
+        types = {field.name: pa.float64() for field in _schema(path) if as_floats and _is_number(field.type)}
+        with pc.open_csv(
+            path, convert_options=pc.ConvertOptions(include_columns=columns, column_types=types)
+        ) as reader:
+            yield from reader
+
+
+def _columns(path: Path, schema: Any, choice: Choice) -> list[str]:
+    """The classes."""
+    names = [name for name in schema.names if name != choice.id]
+    if choice.columns is not None:
+        patterns = [pattern.strip() for pattern in choice.columns.split(",")]
+        chosen = [name for pattern in patterns for name in names if fnmatchcase(name, pattern)]
+        if unmatched := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
+            raise InputError(
+                f"`--columns` must be of the table. Got {unmatched[0]!r}, and {path} has {_listed(names)}."
+            )
+        if bad := [name for name in chosen if not _is_number(schema.field(name).type)]:
+            raise InputError(
+                f"Classes must be numbers. Got column {bad[0]!r} of {schema.field(bad[0]).type} in {path}."
+            )
+        return list(dict.fromkeys(chosen))
+    floats = [name for name in names if pa.types.is_floating(schema.field(name).type)]
+    if others := [name for name in names if name not in floats]:
+        raise InputError(
+            f"It must be clear which columns are classes. Got {path} with {len(floats)} columns of floats, and"
+            f" {_listed(others)} besides. Name the classes with --columns, and one that names the rows with --id."
+        )
+    return floats
+
+
+def _is_number(kind: Any) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
+
+
+def only_column(path: Path) -> "np.ndarray[Any, Any]":
+    """The values of a table of one column."""
+    try:
+        names = _schema(path).names
+        if len(names) != 1:
+            raise InputError(
+                f"It must be clear which column to take. Got {path} with {_listed(names)}. Leave one in it."
+            )
+        return np.concatenate([b.column(0).to_numpy(zero_copy_only=False) for b in _batches(path, names, False)])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from error
