@@ -57,7 +57,7 @@ def demo(
 
 @app.command(name="compare", short_help="Measure saved predictions against a reference.")
 def compare_command(
-    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="The predictions p to compare with.")],
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="The predictions p to compare with.")],
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="The predictions q of one or more models.")],
     input_format: Annotated[
         str | None,
@@ -101,7 +101,7 @@ def compare_command(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many samples only.")] = None,
     batch_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows to read at once; 16 MiB of them without it.")
+        int | None, typer.Option(min=1, help="Rows that a thread reads at once; a few MiB without it.")
     ] = None,
     nan_strategy: Annotated[
         str, typer.Option(help="Rows that are no distributions: error, or ignore to leave them out.")
@@ -116,7 +116,7 @@ def compare_command(
     they may be larger than memory. Under torchrun (`torchrun --nproc-per-node 4 -m klmetric compare ...`) each process
     takes a share of the samples.
 
-        klmetric compare full.npy int8.npy int4.npy --input-format logits --fail-above mean=0.01 p99=0.2
+        klmetric compare float32.npy int8.npy bf16.npy --input-format logits --fail-above mean=0.01 p99=0.2
 
     The standard errors take samples for independent, and the positions in one (tokens of a text) not. The line "more
     than the best" is of the same rows, and so known better than the means themselves. Exit status: 0 done, 1 a limit
@@ -127,5 +127,6 @@ def compare_command(
     except ModuleNotFoundError as error:
         typer.echo(f"compare needs {error.name}: pip install 'klmetric[compare]'", err=True)
         raise typer.Exit(2) from error
-    arguments = {name: value for name, value in locals().items() if name in Arguments.__annotations__}
+    given = {**locals(), "paths": [reference, *models]}
+    arguments = {name: given[name] for name in Arguments.__annotations__}
     raise typer.Exit(run_compare(Arguments(**arguments)))

@@ -18,8 +18,8 @@ from klmetric.options import Options
 from klmetric.saved import InputError, Saved
 from klmetric.summary import KLDivergenceSummary
 
-# Bytes of one file that a thread reads at once.
-BATCH = 2**24
+# Bytes of one file that are held at once, by all threads.
+BATCHES = 2**25
 # More would wait for Python.
 MOST_THREADS = 16
 
@@ -62,7 +62,7 @@ class Task:
         label_names: of the groups.
         classes: how many of the first classes to take; None for all.
         samples: how many of the first samples to take.
-        batch_rows: rows that are read at once; None for as many as 16 MiB hold.
+        batch_rows: rows that a thread reads at once; None for a few MiB.
         is_checked: whether to look at the first rows for another format than was said.
     """
 
@@ -175,7 +175,8 @@ def _batches(result: Comparison, row: int, end: int, is_interrupted: Callable[[]
     """
     reference = result.task.reference
     threads = min(torch.get_num_threads(), MOST_THREADS)
-    size = result.task.batch_rows or max(1, BATCH // (reference.classes * reference.dtype.itemsize))
+    of_a_row = reference.classes * reference.dtype.itemsize
+    size = result.task.batch_rows or max(1, BATCHES // (threads + 2) // of_a_row)
     running: deque[Future[_Batch]] = deque()
     is_first = True
     with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:

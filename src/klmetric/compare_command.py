@@ -46,8 +46,7 @@ _LIMIT = re.compile(r"(?P<key>[a-z]\w*)=(?P<limit>\S+)")
 class Arguments:
     """What the command was given; see `klmetric compare --help`."""
 
-    reference: Path
-    models: list[str]
+    paths: list[str]  # of the reference and the models, and perhaps limits
     input_format: str | None
     key: str | None
     columns: str | None
@@ -76,7 +75,6 @@ class Arguments:
 
 def run_compare(arguments: Arguments) -> int:
     """Do what the command says, and return its exit status."""
-    # What a process of its own prints must not stand between the others'.
     try:
         with _processes() as (rank, processes):
             return _run(arguments, rank, processes)
@@ -90,7 +88,7 @@ def run_compare(arguments: Arguments) -> int:
 def _run(arguments: Arguments, rank: int, processes: int) -> int:
     paths, above, below = _limits(arguments)
     task = _task(arguments, paths, {**above, **below})
-    names = _names(paths)
+    names = _names(paths[1:])
     for file in (arguments.json_file, arguments.csv_file, arguments.plot_file):
         if file is not None and str(file) != "-" and not file.resolve().parent.is_dir():
             raise InputError(f"The folder of a file to write must be there. Got {file}. Make {file.parent} first.")
@@ -177,9 +175,9 @@ def _plot(path: Path, result: Comparison, names: list[str]) -> None:
 
 
 def _limits(arguments: Arguments) -> tuple[list[Path], dict[str, float], dict[str, float]]:
-    """The models, and the limits. `--fail-above a=1 b=2` leaves b=2 among the models."""
-    paths = [model for model in arguments.models if not _LIMIT.fullmatch(model) or Path(model).exists()]
-    stray = [model for model in arguments.models if model not in paths]
+    """The files, and the limits. `--fail-above a=1 b=2` leaves b=2 among the files."""
+    stray = [path for path in arguments.paths if _LIMIT.fullmatch(path) and not Path(path).exists()]
+    paths = [Path(path) for path in arguments.paths if path not in stray]
     above, below = list(arguments.fail_above or []), list(arguments.fail_below or [])
     if stray:
         if not (above or below):
@@ -189,9 +187,9 @@ def _limits(arguments: Arguments) -> tuple[list[Path], dict[str, float], dict[st
                 f"With both --fail-above and --fail-below, each limit must follow one of its own. Got {stray[0]} alone."
             )
         (above or below).extend(stray)
-    if not paths:
-        raise InputError("There must be a MODEL to compare. Got the reference alone.")
-    return list(map(Path, paths)), _parsed(above), _parsed(below)
+    if len(paths) < 2:
+        raise InputError(f"There must be a REFERENCE and a MODEL. Got {' '.join(map(str, paths)) or 'neither'}.")
+    return paths, _parsed(above), _parsed(below)
 
 
 _COUNTS = ("count", "infinite", "invalid")
@@ -226,7 +224,7 @@ def _quantile(key: str) -> float | None:
 
 def _task(arguments: Arguments, paths: list[Path], limits: dict[str, float]) -> Task:
     choice = Choice(arguments.key, arguments.columns, arguments.id_column)
-    reference, *models = (open_saved(path, choice) for path in (arguments.reference, *paths))
+    reference, *models = (open_saved(path, choice) for path in paths)
     for saved in (reference, *models):
         _check_array(saved)
     if reference.ids is not None:
@@ -340,16 +338,18 @@ def _names(paths: list[Path]) -> list[str]:
 
 @contextmanager
 def _processes() -> Iterator[tuple[int, int]]:
-    """The rank and the number of processes, with a process group under torchrun."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes == 1 or "RANK" not in os.environ:
-        yield 0, 1
-        return
-    torch.distributed.init_process_group("gloo")
+    """The rank and the number of processes: of the group that there is, or that torchrun asks for."""
+    is_ours = not torch.distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_ours:
+        torch.distributed.init_process_group("gloo")
     try:
-        yield torch.distributed.get_rank(), processes
+        if torch.distributed.is_initialized():
+            yield torch.distributed.get_rank(), torch.distributed.get_world_size()
+        else:
+            yield 0, 1
     finally:
-        torch.distributed.destroy_process_group()
+        if is_ours:
+            torch.distributed.destroy_process_group()
 
 
 @contextmanager

@@ -266,18 +266,18 @@ def _at_random(saved: Saved, order: "np.ndarray[Any, Any]") -> Callable[[int, in
     """Rows in another order. A table is read from its beginning only, so it is kept in a temporary file."""
     from tempfile import TemporaryFile
 
-    file = TemporaryFile()  # noqa: SIM115  # it is there as long as what reads it
     kept: Any = None
     step = max(1, 2**22 // saved.classes)
 
     def read(start: int, stop: int) -> Tensor:
         nonlocal kept
         if kept is None:
-            for begin in range(0, saved.rows, step):
-                saved.read(begin, min(begin + step, saved.rows)).numpy().tofile(file)
-            file.flush()
-            dtype = np.dtype(str(saved.dtype).removeprefix("torch."))
-            kept = np.memmap(file, dtype, "r", shape=(saved.rows, saved.classes))
+            with TemporaryFile() as file:  # which is there as long as it is mapped
+                for begin in range(0, saved.rows, step):
+                    saved.read(begin, min(begin + step, saved.rows)).numpy().tofile(file)
+                file.flush()
+                dtype = np.dtype(str(saved.dtype).removeprefix("torch."))
+                kept = np.memmap(file, dtype, "r", shape=(saved.rows, saved.classes))
         return torch.from_numpy(kept[order[start:stop]])
 
     return read

@@ -140,8 +140,8 @@ def standard_error(sketch: list[float]) -> float:
     for G samples with the sums S and sizes n: that of a ratio of two totals of samples. (Cochran: Sampling Techniques,
     3rd edition, 1977, section 6.3 and 9A.) With one row of weight 1 in each it is the usual s/√G.
 
-    NaN for fewer than two samples, where a divergence is infinite, and where squares of sums or weights are too large or
-    too small for a number.
+    NaN for fewer than two samples, where a divergence is infinite, and where squares are too large or too small for a
+    number.
     """
     clusters = int(sketch[CLUSTERS])
     sums = [sketch[i] for i in (SIZES, totals.WEIGHT, totals.KL, SQUARES, PRODUCTS)]

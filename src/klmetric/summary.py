@@ -31,8 +31,9 @@ class KLDivergenceSummary(Accumulator):
       text) are not. `mean ± 1.96 * stderr` covers the true mean 95 % of the time, if there are some dozens of samples.
       NaN for fewer than two samples, and where a divergence is infinite. A sample must come whole, in one update.
     - `max`: the largest divergence of a row.
-    - `p50`, `p90`, `p95`, `p99`, `p99_9`: the quantiles, as `numpy.quantile` has them, each to `relative_accuracy`
-      of itself while the rows next to it are between 1e-12 and 16,384 nats. Exact zeros and infinities are told apart from what is near.
+    - `p50`, `p90`, `p95`, `p99`, `p99_9`: the quantiles, as `numpy.quantile` has them, each to `relative_accuracy` of
+      itself while the rows next to it are between 1e-12 and 16,384 nats. Exact zeros and infinities are told apart from
+      what is near.
     - `agreement`: the share of rows whose most likely class is the same (the first one, of equally likely ones). NaN
       for distributions that are not categorical.
     - `count`: the rows that count: of weight above 0, and pairs of distributions. `infinite`: those of them with a

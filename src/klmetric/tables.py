@@ -22,14 +22,13 @@ def open_table(path: Path, choice: Choice) -> Saved:
         InputError: if the columns are not there, or are not clear.
     """
     schema = _schema(path)
+    if choice.id is not None and choice.id not in schema.names:
+        raise InputError(f"`--id` must be a column. Got {choice.id!r}, and {path} has {_listed(schema.names)}.")
     columns = _columns(path, schema, choice)
     ids = None
     if choice.id is not None:
-        if choice.id not in schema.names:
-            raise InputError(f"`--id` must be a column. Got {choice.id!r}, and {path} has {_listed(schema.names)}.")
-        ids = np.concatenate(
-            [batch.column(0).to_numpy(zero_copy_only=False) for batch in _batches(path, [choice.id], False)]
-        )
+        parts = [batch.column(0).to_numpy(zero_copy_only=False) for batch in _batches(path, [choice.id], False)]
+        ids = np.concatenate(parts) if parts else np.empty(0)
         rows = len(ids)
     else:
         rows = sum(len(batch) for batch in _batches(path, columns[:1]))
@@ -113,7 +112,7 @@ def _columns(path: Path, schema: Any, choice: Choice) -> list[str]:
 
 
 def _is_number(kind: Any) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
 
 
 def _listed(names: list[str]) -> str:
