@@ -78,10 +78,15 @@ def run_compare(arguments: Arguments) -> int:
     try:
         with _processes() as (rank, processes):
             return _run(arguments, rank, processes)
-    except InputError as error:
+    except BrokenPipeError:  # as of `| head`, which has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or Python tries once more at its end
+        return DONE
+    except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        Console(stderr=True, soft_wrap=True).print(Text(f"Error: {error}"))
+        is_expected = isinstance(error, InputError)
+        text = f"{error}" if is_expected else f"{type(error).__name__}: {error} (Unexpected: --debug shows where.)"
+        Console(stderr=True, soft_wrap=True).print(Text(f"Error: {text}"))
         return BAD_INPUT
 
 
@@ -227,10 +232,10 @@ def _task(arguments: Arguments, paths: list[Path], limits: dict[str, float]) -> 
     reference, *models = (open_saved(path, choice) for path in paths)
     for saved in (reference, *models):
         _check_array(saved)
-    if reference.ids is not None:
-        models = [in_the_order_of(reference.ids, model) for model in models]
     for model in models:
         _check_pair(reference, model, arguments.classes)
+    if reference.ids is not None:
+        models = [in_the_order_of(reference.ids, model) for model in models]
     quantiles = sorted({*QUANTILES, *(q for key in limits if (q := _quantile(key)) is not None)})
     labels, label_names = (None, []) if arguments.groups is None else labels_of(arguments.groups, reference)
     return Task(
@@ -308,13 +313,13 @@ def _check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
             f"Both must have the same classes. Got {reference.classes} in {reference.name} and {model.classes} in"
             f" {model.name}. If the last {most - fewest} are padding, say --classes {fewest}."
         )
-    if reference.shape[:-1] != model.shape[:-1]:
+    if (reference.ids is None) != (model.ids is None):
+        raise InputError(f"--id is for tables. Got {reference.name} and {model.name}, one of which is none.")
+    if reference.shape[:-1] != model.shape[:-1] and reference.ids is None:
         raise InputError(
             f"Both must have the same rows. Got shape {reference.shape} in {reference.name} and {model.shape} in"
             f" {model.name}. Are they of the same data?"
         )
-    if (reference.ids is None) != (model.ids is None):
-        raise InputError(f"--id is for tables. Got {reference.name} and {model.name}, one of which is none.")
     if reference.tokens is not None and model.tokens is not None:
         other = (reference.tokens != model.tokens).nonzero()[0]
         if len(other):

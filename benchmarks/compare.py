@@ -1,0 +1,85 @@
+"""At what rate, and in what memory, does `klmetric compare` measure a pair of files that does not fit?"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from side_by_side import report, table
+
+from klmetric.compare import Task, empty, measure_share
+from klmetric.options import Options
+from klmetric.saved import Choice, open_saved
+
+CLASSES = 32_000
+
+
+def write(folder: Path, rows: int) -> None:
+    """Logits of two near-equal models, float32."""
+    generator = torch.Generator().manual_seed(0)
+    files = [np.lib.format.open_memmap(folder / name, "w+", np.float32, (rows, CLASSES)) for name in ("p.npy", "q.npy")]
+    for start in range(0, rows, 512):
+        p = torch.randn(min(512, rows - start), CLASSES, generator=generator)
+        for file, x in zip(files, (p, p + 0.1 * torch.randn(p.shape, generator=generator)), strict=True):
+            file[start : start + 512] = x.numpy()
+
+
+def read_and_sum(folder: Path) -> None:
+    """What a pass over both files takes at least."""
+    for name in ("p.npy", "q.npy"):
+        rows = np.load(folder / name, mmap_mode="c")
+        for start in range(0, len(rows), 64):
+            torch.from_numpy(rows[start : start + 64]).sum()
+
+
+def measure(folder: Path) -> None:
+    """What the command does between opening and reporting."""
+    p, q = (open_saved(folder / name, Choice()) for name in ("p.npy", "q.npy"))
+    options = Options(("logits", "logits"))
+    task = Task(p, [q], options, None, (0.5, 0.99), 0, None, None, [], None, p.shape[0], None)
+    measure_share(empty(task), 0, 1, lambda rows: None, lambda: False)
+
+
+def seconds(function: Callable[[Path], None], folder: Path) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    function(folder)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the rate of both, and the peak of the command's memory."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="a fifth of the size")
+    rows = 3_200 if parser.parse_args().quick else 16_000
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, rows)
+        gigabytes = 2 * rows * CLASSES * 4 / 1e9
+        command = [sys.executable, "-m", "klmetric", "compare", "p.npy", "q.npy", "--input-format", "logits"]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+        times: dict[str, list[float]] = {"read and sum": [], "klmetric compare": []}
+        for _ in range(7):
+            for what, function in (("read and sum", read_and_sum), ("klmetric compare", measure)):
+                time.sleep(0.5)
+                times[what].append(seconds(function, folder))
+    medians = {what: statistics.median(values) for what, values in times.items()}
+    lines = [
+        [what, f"{value:.2f}", f"{gigabytes / value:.2f}", f"{medians['read and sum'] / value:.0%}"]
+        for what, value in medians.items()
+    ]
+    text = table([f"{gigabytes:.1f} GB in two files, float32, {CLASSES:,} classes", "s", "GB/s", "of reading"], lines)
+    text += f"\n\nThe whole command held {peak:.0f} MB at most."
+    report("Compare", text, {"gigabytes": gigabytes, "seconds": medians, "peak_megabytes": peak})
+
+
+if __name__ == "__main__":
+    main()
