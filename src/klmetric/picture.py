@@ -37,9 +37,8 @@ def draw(ax: Any, counts: Tensor, bits: int, values: dict[str, float], unit: flo
     ax = plt.subplots(figsize=(6.4, 4.0))[1] if ax is None else ax
     n = counts.sum().item()
     if counts[1:-1].sum():
-        edges, shares = bars(counts, bits)
-        ax.stairs(100 * shares / n, edges / unit, fill=True, color="0.75")
-        ax.set_xscale("log")
+        edges, numbers = bars(counts, bits)
+        _stairs(ax, edges / unit, 100 * numbers / n, fill=True, color="0.75")
     marks = {name: value for name, value in values.items() if name == "mean" or _is_quantile(name)}
     colors = plt.get_cmap("viridis")(torch.linspace(0.9, 0, max(1, len(marks) - 1)).tolist())
     for k, (name, value) in enumerate(marks.items()):
@@ -52,9 +51,7 @@ def draw(ax: Any, counts: Tensor, bits: int, values: dict[str, float], unit: flo
     for name, place in _BESIDE.items():
         if counts[place]:
             ax.plot([], [], " ", label=f"{100 * counts[place].item() / n:.3g} % are {name}")
-    ax.set_xlabel(f"KL divergence of a row ({unit_name})")
-    ax.set_ylabel("rows (%)")
-    ax.grid(alpha=0.3)
+    _finish(ax, unit_name)
     ax.legend()
     return ax.get_figure(), ax
 
@@ -75,19 +72,25 @@ def draw_several(ax: Any, models: Mapping[str, tuple[Tensor, float]], bits: int,
         label = "; ".join([f"{name}: mean = {mean:.3g}", *beside])
         if counts[1:-1].sum():
             edges, numbers = bars(counts, bits)
-            shares, widths = 100 * numbers / n, edges.log2().diff()
-            # Bars of other widths for each model: by the width of an octave they compare.
-            ax.stairs(shares / widths, edges / unit, color=color, linewidth=1.5, label=label)
+            _stairs(ax, edges / unit, 100 * numbers / n, color=color, linewidth=1.5, label=label)
         else:
             ax.plot([], [], color=color, label=label)
         if 0 < mean < float("inf"):
             ax.axvline(mean, color=color, linestyle="--", linewidth=1)
-    if ax.patches:
-        ax.set_xscale("log")
+    _finish(ax, unit_name)
+    ax.legend(fontsize="small")
+
+
+def _stairs(ax: Any, edges: Tensor, shares: Tensor, **style: Any) -> None:
+    # By their widths, which differ a little, and from one picture to another: so that heights compare.
+    ax.stairs(shares / edges.log2().diff(), edges, **style)
+    ax.set_xscale("log")
+
+
+def _finish(ax: Any, unit_name: str) -> None:
     ax.set_xlabel(f"KL divergence of a row ({unit_name})")
     ax.set_ylabel("rows (% per doubling)")
     ax.grid(alpha=0.3)
-    ax.legend(fontsize="small")
 
 
 def bars(counts: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -29,11 +29,12 @@ class KLDivergenceSummary(Accumulator):
     - `mean`: KL(p‖q) over the rows, weighted, in nats (or the unit of `base`).
     - `stderr`: its standard error. The samples (first axis) are taken for independent, the rows within one (tokens of a
       text) are not. `mean ± 1.96 * stderr` covers the true mean 95 % of the time, if there are some dozens of samples.
-      NaN for fewer than two samples, and where a divergence is infinite. A sample must come whole, in one update.
+      NaN for fewer than two samples, and where a divergence is infinite. A sample must come whole,
+      in one update: where a sample is a document of several windows, update with p and q of (1, its tokens, classes).
     - `max`: the largest divergence of a row.
     - `p50`, `p90`, `p95`, `p99`, `p99_9`: the quantiles, as `numpy.quantile` has them, each to `relative_accuracy` of
       itself while the rows next to it are between 1e-12 and 16,384 nats. Exact zeros and infinities are told apart from
-      what is near.
+      what is near. Each is one of a fixed grid of values, 1.5 % apart, so that two data sets may share one.
     - `agreement`: the share of rows whose most likely class is the same (the first one, of equally likely ones). NaN
       for distributions that are not categorical.
     - `count`: the rows that count: of weight above 0, and pairs of distributions. `infinite`: those of them with a
@@ -42,7 +43,7 @@ class KLDivergenceSummary(Accumulator):
     - with `top=K`: `top1`, `top1_sample`, `top1_position` to `topK`...: the largest divergences, the running number of
       their samples and their places in those (0 where a sample is one row). Samples are numbered from 0 in the order of
       the updates, those of weight 0 included; where totals are merged, or come from several processes, in the order of
-      these. NaN, -1 and -1 where there are fewer rows.
+      these. NaN, -1 and -1 where there are fewer rows, or invalid ones.
 
     Weights scale the mean and its standard error. The rest counts rows: one of weight above 0 once, whatever the
     weight.
@@ -184,7 +185,9 @@ class KLDivergenceSummary(Accumulator):
         worst = numbers[len(numbers) - 3 * self.top :]
         for k in range(self.top):
             value, sample, position = worst[k :: self.top]
-            values[f"top{k + 1}"] = of_rows(math.nan if value < 0 else value) / self._unit
+            if value < 0 or is_lost:
+                value, sample, position = math.nan, -1, -1
+            values[f"top{k + 1}"] = value / self._unit
             values |= {f"top{k + 1}_sample": int(sample), f"top{k + 1}_position": int(position)}
         return values
 
