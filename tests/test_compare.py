@@ -166,6 +166,13 @@ class TestFormats:
         kl = KLDivergence(reduction="none", input_format="logits")
         kl.update(data["full"], data["int8"])
         assert report["models"][0]["worst"][0]["sample"] == kl.compute().argmax()
+        assert report["models"][0]["worst"][0]["id"] == f"row {report['models'][0]['worst'][0]['sample']}"
+        labels = tmp_path / "labels.csv"
+        pa.csv.write_csv(pa.table({"id": columns[0], "digit": [f"{k % 3}" for k in order.tolist()]}), labels)
+        grouped = report_of(p, q, "--id", "id", "--groups", labels)["models"][0]["groups"]
+        agree(grouped["1"], expected(data["full"].double()[1::3], data["int8"].double()[1::3]))
+        forgotten = run(p, q, "--columns", "class_*", code=2).stderr
+        assert "Got the same values of the column 'id' in another order" in forgotten
         other = save(data["int8"][:599], tmp_path / f"less{suffix}")
         assert (
             "Both must have the same ids. Got 600 in the reference and 599"
@@ -431,7 +438,14 @@ class TestReport:
             1,
             4,
         )
-        assert "inf" in run(p, q, "--nan-strategy", "ignore", formats="probs").stdout
+        done = run(p, q, "--nan-strategy", "ignore", formats="probs")
+        assert "q: 1 rows are infinite, and so is the mean" in done.stdout
+        assert "1 rows were no distributions and were left out" in done.stdout
+
+    def test_equal_models(self, files):
+        _, other = report_of(files["full"], files["int8"], files["int8"])["models"]
+        assert str(other["difference"]["mean"]) == "0.0"
+        assert other["difference"]["stderr"] == 0
 
     def test_names_tell_the_models_apart(self, tmp_path):
         x = digits()["full"]
@@ -465,6 +479,15 @@ class TestGate:
         arguments = ["--fail-above", "mean=9", "p99=1e-9", files["full"], files["noisy"]]
         run(*arguments, code=1)
 
+    def test_both_kinds(self, files, tmp_path):
+        limits = ["--fail-above", "mean=1e-9", "p99.9=9", "--fail-below", "agreement=0.1", "count=9999"]
+        done = run(files["full"], files["noisy"], *limits, "--json", tmp_path / "o.json", code=1)
+        report = json.loads((tmp_path / "o.json").read_text())["limits"]
+        assert report["above"] == {"mean": 1e-9, "p99_9": 9}
+        assert report["below"] == {"agreement": 0.1, "count": 9999}
+        assert [f"Failed: {sentence}" for sentence in report["failed"]] == done.stderr.splitlines()
+        assert len(report["failed"]) == 2
+
     def test_a_value_that_is_not_known_fails(self, files):
         done = run(files["full"], files["int8"], "--limit", 1, "--fail-above", "stderr=1", code=1)
         assert "stderr is not known" in done.stderr
@@ -476,11 +499,7 @@ class TestGate:
             (["--fail-above", "mean=x"], "A limit must be a value and a number"),
             (["--fail-above", "median=1"], "A limit must be of mean, stderr, low, high, max, agreement"),
             (["--fail-above", "p101=1"], "A limit must be of mean"),
-            (["mean=1"], "A limit must follow --fail-above or --fail-below. Got mean=1 alone"),
-            (
-                ["--fail-above", "mean=1", "--fail-below", "agreement=1", "p99=1"],
-                "each limit must follow one of its own",
-            ),
+            (["mean=1"], "There must be a file or a folder at mean=1"),
         ],
         ids=str,
     )
@@ -503,6 +522,8 @@ class TestBadInput:
         wide = save(torch.nn.functional.pad(x, (0, 4)), tmp_path / "wide.npy")
         self.raises(f"If the last 4 are padding, say --classes {classes}.", files["full"], wide)
         agree(report_of(files["full"], wide, "--classes", classes)["models"][0], expected(text()["full"], x))
+        other = save(x.transpose(0, 2).contiguous(), tmp_path / "transposed.npy")
+        self.raises("Is one of them transposed", files["full"], other)
         self.raises("--classes must be no more than every file has", files["full"], wide, "--classes", classes + 1)
         self.raises(
             "Predictions must be of (rows, classes)", files["full"], save(x.argmax(-1).flatten(), tmp_path / "c.npy")
@@ -584,7 +605,8 @@ class TestBadInput:
         )
         logs = save(text()["int8"].log_softmax(-1), tmp_path / "logs.npy")
         self.raises("looks like log_probs", logs, logs, formats=None)
-        self.raises("say so with --input-format log_probs", logs, logs, formats="probs")
+        self.raises("say so with --input-format log_probs,probs", logs, probs, formats="probs")
+        self.raises("say so with --input-format probs,log_probs", probs, logs, formats="probs")
         self.raises("looks like probabilities", files["full"], probs)
         report_of(files["full"], probs, "--no-check")
         scaled = save(7 * text()["int8"].softmax(-1), tmp_path / "scaled.npy")
@@ -609,7 +631,6 @@ class TestBadInput:
         self.raises("has 2 of 3. Missing is number 2", files["full"], empty)
         save(text()["int8"][:2, :3], empty / "part-2-of-3.npy")
         self.raises("Shards must have rows of the same shape", files["full"], empty)
-        self.raises("There must be a REFERENCE and a MODEL. Got /", files["full"], "--fail-above", "mean=1", "p99=1")
         self.raises(
             "The folder of a file to write must be there",
             files["full"],
@@ -652,7 +673,7 @@ class TestBadInput:
         self.raises("--groups must have at most 1000 groups. Got 1440", *pair, "--groups", bad)
         two = tmp_path / "two.csv"
         two.write_text("a,b\n1,2\n")
-        self.raises("It must be clear which column to take", *pair, "--groups", two)
+        self.raises("It must be clear which column has the groups", *pair, "--groups", two)
 
 
 def report_in_processes(rank, size, arguments, code, folder):

@@ -247,7 +247,7 @@ class Accumulator(Metric):
         if not isinstance(theirs, Tensor) or theirs.shape != self.totals.shape:
             what = f"shape {tuple(theirs.shape)}" if isinstance(theirs, Tensor) else f"{type(theirs).__name__}"
             size = self.totals.numel()
-            return f"Totals are {size} numbers. Got {what} for {self!r}. Were they saved by another version?"
+            return f"Totals are {size} numbers. Got {what} for {self!r}. Are they of another version, or metric?"
         if theirs[_MARKS].tolist() != self.totals[_MARKS].tolist():
             return f"Got totals with other options than those of {self!r}: compare the metric that made them."
         if self.keeps_rows and _length(state["rows"]) != self._number_of_rows(theirs):

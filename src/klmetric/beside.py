@@ -34,9 +34,16 @@ def weights_of(mask: Path | None, weight: Path | None, predictions: Saved) -> Of
     return read
 
 
-def labels_of(path: Path, predictions: Saved) -> tuple[OfRows, list[str]]:
-    """What gives the groups of rows as numbers, and the names of the groups."""
-    labels = _labels(path)
+def labels_of(path: Path, predictions: Saved, id_column: str | None) -> tuple[OfRows, list[str]]:
+    """What gives the groups of rows as numbers, and the names of the groups.
+
+    They are in the order of the predictions, or have ids by which they are brought into it.
+    """
+    labels, ids = _labels(path, id_column)
+    if ids is not None and predictions.ids is not None:
+        if len(ids) != len(np.unique(ids)) or not np.array_equal(np.sort(ids), np.sort(predictions.ids)):
+            raise InputError(f"--groups must have the ids of the predictions, each once. Got others in {path}.")
+        labels = labels[np.argsort(ids)[np.argsort(np.argsort(predictions.ids))]]
     names, numbers = np.unique(labels, return_inverse=True)
     if len(names) > MOST_GROUPS:
         raise InputError(f"--groups must have at most {MOST_GROUPS} groups. Got {len(names)} in {path}.")
@@ -56,21 +63,20 @@ def _opened(path: Path, option: str) -> Saved:
         raise InputError(f"{option}: {error}") from error
 
 
-def _labels(path: Path) -> "np.ndarray[Any, Any]":
+def _labels(path: Path, id_column: str | None) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]":
     if not path.exists():
         raise InputError(f"--groups must name a file. Got {path}, which is not there.")
     if path.suffix == ".txt":
-        return np.array(path.read_text(encoding="utf-8").splitlines())
+        return np.array(path.read_text(encoding="utf-8").splitlines()), None
     if path.suffix in (".csv", ".parquet"):
-        from klmetric.tables import only_column
+        from klmetric.tables import labels
 
-        return only_column(path)
+        return labels(path, id_column)
     if path.suffix == ".npy":
         try:
-            labels: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+            return np.load(path, allow_pickle=False), None
         except (ValueError, OSError, EOFError) as error:
             raise InputError(f"--groups: {path} cannot be read as .npy: {error}") from error
-        return labels
     raise InputError(f"--groups must be a .txt, .csv, .parquet or .npy file. Got {path}.")
 
 
@@ -93,9 +99,11 @@ def _spread(saved: Saved, predictions: Saved, option: str, path: Path) -> OfRows
             return values[start - first * positions :][: stop - start]
 
         return of_rows
+    of_rows_text = f", or for each row, {predictions.shape[:-1]}" if positions > 1 else ""
+    hint = " Is the first one a header?" if saved.shape == (samples + 1,) else ""
     raise InputError(
-        f"{option} must have one entry for each sample, {(samples,)}, or for each row, {predictions.shape[:-1]}."
-        f" Got shape {saved.shape} in {path}."
+        f"{option} must have one entry for each sample, {(samples,)}{of_rows_text}. Got shape {saved.shape} in {path}."
+        f"{hint}"
     )
 
 

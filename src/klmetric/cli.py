@@ -1,13 +1,33 @@
 """The command line. Exit status: 0 done, 1 a result that was asked to fail on, 2 bad input."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from klmetric import __version__
 
+# A value of the report and a number, and the options that take them.
+LIMIT = re.compile(r"(?P<key>[a-z][\w.]*)=(?P<limit>\S+)")
+LIMITING = ("--fail-above", "--fail-below")
+
 OUT = Path("runs/demo")
+
+
+class _WithLimits(TyperCommand):
+    """A command whose limits may follow one another: `--fail-above mean=0.01 p99=0.2`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each limit, as click wants it."""
+        given: list[str] = []
+        for arg in args:
+            if len(given) > 1 and LIMIT.fullmatch(arg) and LIMIT.fullmatch(given[-1]) and given[-2] in LIMITING:
+                given.append(given[-2])
+            given.append(arg)
+        return super().parse_args(ctx, given)
+
 
 app = typer.Typer(
     help="The KL divergence as a metric you can trust.",
@@ -55,7 +75,7 @@ def demo(
     run(devices, epochs, seed, out)
 
 
-@app.command(name="compare", short_help="Measure saved predictions against a reference.")
+@app.command(name="compare", cls=_WithLimits, short_help="Measure saved predictions against a reference.")
 def compare_command(
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="The predictions p to compare with.")],
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="The predictions q of one or more models.")],
@@ -127,6 +147,6 @@ def compare_command(
     except ModuleNotFoundError as error:
         typer.echo(f"compare needs {error.name}: pip install 'klmetric[compare]'", err=True)
         raise typer.Exit(2) from error
-    given = {**locals(), "paths": [reference, *models]}
+    given = {**locals(), "paths": [Path(reference), *map(Path, models)]}
     arguments = {name: given[name] for name in Arguments.__annotations__}
     raise typer.Exit(run_compare(Arguments(**arguments)))

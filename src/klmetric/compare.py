@@ -14,7 +14,7 @@ from klmetric import paired, pairs, totals
 from klmetric.distributed import gather
 from klmetric.inputs import Rows, fault, measure
 from klmetric.llama import storage_error
-from klmetric.options import Options
+from klmetric.options import Format, Options
 from klmetric.saved import InputError, Saved
 from klmetric.summary import KLDivergenceSummary
 
@@ -109,7 +109,7 @@ class Comparison:
         sign = 1 if i < j else -1
         mean, error = paired.difference(self.differences[min(i, j), max(i, j)])
         unit = math.log(self.task.base) if self.task.base else 1.0
-        return sign * mean / unit, error / unit
+        return sign * mean / unit + 0.0, error / unit  # not -0
 
     def storage_error(self, measured: Measured) -> tuple[float, float] | None:
         """What rounding in the files can add to the mean, in nats; None where nothing was rounded to a grid."""
@@ -274,10 +274,8 @@ def _measure(result: Comparison, start: int, stop: int, read: dict[str, Tensor],
         q = rows_of(measured.saved)
         options = _options_for(task.options, task.reference, measured.saved)
         if task.is_checked and is_first:
-            for saved, x, its_format in zip(
-                (task.reference, measured.saved), (p, q), options.input_format, strict=True
-            ):
-                _check_format(saved, x[weight > 0], its_format)
+            for k, (saved, x) in enumerate(((task.reference, p), (measured.saved, q))):
+                _check_format(saved, x[weight > 0], options.input_format, k)
         rows = measure(p, q, None, replace(options, nan_strategy="propagate"), True)
         if options.nan_strategy == "error":
             _check_rows(task.reference, measured.saved, p, q, rows.kl, weight, options, start)
@@ -321,28 +319,34 @@ def _options_for(options: Options, reference: Saved, model: Saved) -> Options:
     return replace(options, input_format=(reference.input_format or p_format, model.input_format or q_format))
 
 
-def _check_format(saved: Saved, x: Tensor, input_format: str) -> None:
+def _check_format(saved: Saved, x: Tensor, formats: tuple[Format, Format], k: int) -> None:
     """Ask where the numbers look like another format than was said: nothing is guessed."""
+
+    def better(its_format: Format) -> str:
+        pair = [its_format if i == k else formats[i] for i in range(2)]
+        return f"--input-format {','.join(dict.fromkeys(pair))}"
+
     x = x.double()
     if not x.numel() or x.isnan().any():
         return
     negative, sums = bool((x < 0).any()), x.sum(-1)
     are_sums_1 = bool(((sums - 1).abs() < 0.02).all())
-    if input_format == "probs" and negative:
-        what = "log-probabilities" if bool((x <= 0).all()) else "logits"
+    if formats[k] == "probs" and negative:
+        are_logs = bool((x <= 0).all())
+        what = "log-probabilities" if are_logs else "logits"
         raise InputError(
             f"Probabilities must not be negative. Got {x.min().item():g} in {saved.name}. Are they {what}? Then say so"
-            f" with --input-format {'log_probs' if what != 'logits' else what}."
+            f" with {better('log_probs' if are_logs else 'logits')}."
         )
-    if input_format == "probs" and not bool(((sums - 1).abs() < 0.5).all()):
+    if formats[k] == "probs" and not bool(((sums - 1).abs() < 0.5).all()):
         raise InputError(
             f"Probabilities should add up to 1. Got {sums[(sums - 1).abs().argmax()].item():g} in {saved.name}. Are"
-            " they logits? Then say so with --input-format logits; if they are only not normalised, with --no-check."
+            f" they logits? Then say so with {better('logits')}; if they are only not normalised, with --no-check."
         )
-    if input_format != "probs" and not negative and are_sums_1:
+    if formats[k] != "probs" and not negative and are_sums_1:
         raise InputError(
             f"{saved.name} looks like probabilities: nothing in it is negative, and rows add up to 1. If so, say"
-            f" --input-format probs; if they are {input_format} all the same, --no-check."
+            f" {better('probs')}; if they are {formats[k]} all the same, --no-check."
         )
 
 

@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from rich.console import Console
@@ -31,6 +32,7 @@ from rich.text import Text
 
 from klmetric import histogram, sketch
 from klmetric.beside import labels_of, weights_of
+from klmetric.cli import LIMIT
 from klmetric.compare import Comparison, Task, empty, measure_share, merge_over_processes
 from klmetric.options import FORMATS, Options, check_base, check_choice, check_options
 from klmetric.report import as_dict, exceeded, show, to_csv, to_json, to_markdown, unit_name
@@ -39,14 +41,12 @@ from klmetric.summary import QUANTILES
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-_LIMIT = re.compile(r"(?P<key>[a-z]\w*)=(?P<limit>\S+)")
-
 
 @dataclass(frozen=True)
 class Arguments:
     """What the command was given; see `klmetric compare --help`."""
 
-    paths: list[str]  # of the reference and the models, and perhaps limits
+    paths: list[Path]  # of the reference and the models
     input_format: str | None
     key: str | None
     columns: str | None
@@ -91,9 +91,9 @@ def run_compare(arguments: Arguments) -> int:
 
 
 def _run(arguments: Arguments, rank: int, processes: int) -> int:
-    paths, above, below = _limits(arguments)
-    task = _task(arguments, paths, {**above, **below})
-    names = _names(paths[1:])
+    above, below = _limits(arguments.fail_above), _limits(arguments.fail_below)
+    task = _task(arguments, {**above, **below})
+    names = _names(arguments.paths[1:])
     for file in (arguments.json_file, arguments.csv_file, arguments.plot_file):
         if file is not None and str(file) != "-" and not file.resolve().parent.is_dir():
             raise InputError(f"The folder of a file to write must be there. Got {file}. Make {file.parent} first.")
@@ -115,12 +115,19 @@ def _run(arguments: Arguments, rank: int, processes: int) -> int:
     if not result.samples:
         Console(stderr=True).print("Interrupted before a sample was measured.")
         return INTERRUPTED
-    report = as_dict(result, names)
-    _write(arguments, report, result, names)
+    report = as_dict(result, names, _more_options(arguments))
     found = exceeded(report, above, below)
+    report["limits"] = {"above": above, "below": below, "failed": found}
+    _write(arguments, report, result, names)
     for sentence in found:
         Console(stderr=True, soft_wrap=True).print(Text(f"Failed: {sentence}"))
     return _status(result, found)
+
+
+def _more_options(arguments: Arguments) -> dict[str, Any]:
+    """What decides a report, besides the options of the metric."""
+    names = ("key", "columns", "id_column", "limit", "mask", "weight", "groups")
+    return {name: str(x) if isinstance(x := getattr(arguments, name), Path) else x for name in names}
 
 
 def _status(result: Comparison, found: list[str]) -> int:
@@ -138,7 +145,7 @@ def _write(arguments: Arguments, report: dict[str, Any], result: Comparison, nam
     if arguments.csv_file is not None:
         to_csv(report, arguments.csv_file)
     if arguments.plot_file is not None:
-        _plot(arguments.plot_file, result, names)
+        _plot(arguments.plot_file, result, names, [model["name"] for model in report["models"]])
     if str(arguments.json_file) != "-":
         if arguments.markdown:
             sys.stdout.write(to_markdown(report))
@@ -150,7 +157,7 @@ def _write(arguments: Arguments, report: dict[str, Any], result: Comparison, nam
         )
 
 
-def _plot(path: Path, result: Comparison, names: list[str]) -> None:
+def _plot(path: Path, result: Comparison, names: list[str], sorted_names: list[str]) -> None:
     try:
         import matplotlib as mpl
 
@@ -161,8 +168,9 @@ def _plot(path: Path, result: Comparison, names: list[str]) -> None:
     except ModuleNotFoundError as error:
         raise InputError("--plot needs matplotlib: pip install 'klmetric[compare]'.") from error
     models = {}
-    for name, measured in zip(names, result.models, strict=True):
-        summary = measured.summary
+    summaries = {name: measured.summary for name, measured in zip(names, result.models, strict=True)}
+    for name in sorted_names:  # as in the table
+        summary = summaries[name]
         counts = summary.totals[sketch.BINS : sketch.BINS + histogram.size(summary._bits)]
         models[name] = (counts, summary.compute()["mean"].item())
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
@@ -179,33 +187,17 @@ def _plot(path: Path, result: Comparison, names: list[str]) -> None:
 # --- From the arguments to the task
 
 
-def _limits(arguments: Arguments) -> tuple[list[Path], dict[str, float], dict[str, float]]:
-    """The files, and the limits. `--fail-above a=1 b=2` leaves b=2 among the files."""
-    stray = [path for path in arguments.paths if _LIMIT.fullmatch(path) and not Path(path).exists()]
-    paths = [Path(path) for path in arguments.paths if path not in stray]
-    above, below = list(arguments.fail_above or []), list(arguments.fail_below or [])
-    if stray:
-        if not (above or below):
-            raise InputError(f"A limit must follow --fail-above or --fail-below. Got {stray[0]} alone.")
-        if above and below:
-            raise InputError(
-                f"With both --fail-above and --fail-below, each limit must follow one of its own. Got {stray[0]} alone."
-            )
-        (above or below).extend(stray)
-    if len(paths) < 2:
-        raise InputError(f"There must be a REFERENCE and a MODEL. Got {' '.join(map(str, paths)) or 'neither'}.")
-    return paths, _parsed(above), _parsed(below)
-
-
 _COUNTS = ("count", "infinite", "invalid")
 
 
-def _parsed(limits: list[str]) -> dict[str, float]:
+def _limits(given: list[str] | None) -> dict[str, float]:
+    """The limit of each value."""
     parsed = {}
-    for text in (part for limit in limits for part in re.split(r"[,\s]+", limit.strip())):
-        match = _LIMIT.fullmatch(text)
+    for text in (part for limit in given or [] for part in re.split(r"[,\s]+", limit.strip())):
+        match = LIMIT.fullmatch(text)
         try:
-            key, limit = (match["key"], float(match["limit"])) if match else ("", math.nan)
+            # p99.9 as the table has it, or p99_9 as the report has it.
+            key, limit = (match["key"].replace(".", "_"), float(match["limit"])) if match else ("", math.nan)
         except ValueError:
             key, limit = "", math.nan
         if not key or math.isnan(limit):
@@ -227,17 +219,20 @@ def _quantile(key: str) -> float | None:
     return float(share) if share <= 1 else None
 
 
-def _task(arguments: Arguments, paths: list[Path], limits: dict[str, float]) -> Task:
+def _task(arguments: Arguments, limits: dict[str, float]) -> Task:
     choice = Choice(arguments.key, arguments.columns, arguments.id_column)
-    reference, *models = (open_saved(path, choice) for path in paths)
+    reference, *models = (open_saved(path, choice) for path in arguments.paths)
     for saved in (reference, *models):
         _check_array(saved)
     for model in models:
         _check_pair(reference, model, arguments.classes)
+        if not (arguments.id_column or arguments.no_check):
+            _check_order(reference, model)
     if reference.ids is not None:
         models = [in_the_order_of(reference.ids, model) for model in models]
     quantiles = sorted({*QUANTILES, *(q for key in limits if (q := _quantile(key)) is not None)})
-    labels, label_names = (None, []) if arguments.groups is None else labels_of(arguments.groups, reference)
+    groups = arguments.groups
+    labels, label_names = (None, []) if groups is None else labels_of(groups, reference, arguments.id_column)
     return Task(
         reference=reference,
         models=models,
@@ -309,9 +304,12 @@ def _check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
             f" {reference.classes}, {model.name} {model.classes}."
         )
     if fewest != most and classes is None:
+        hint = f"If the last {most - fewest} are padding, say --classes {fewest}."
+        if reference.shape[:-1] != model.shape[:-1]:
+            hint = "Is one of them transposed, or of other data?"
         raise InputError(
-            f"Both must have the same classes. Got {reference.classes} in {reference.name} and {model.classes} in"
-            f" {model.name}. If the last {most - fewest} are padding, say --classes {fewest}."
+            f"Both must have the same classes. Got shape {reference.shape} in {reference.name} and {model.shape} in"
+            f" {model.name}. {hint}"
         )
     if (reference.ids is None) != (model.ids is None):
         raise InputError(f"--id is for tables. Got {reference.name} and {model.name}, one of which is none.")
@@ -327,6 +325,19 @@ def _check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
                 f"Both must be of the same tokens. Got {reference.tokens[other[0]]} in {reference.name} and"
                 f" {model.tokens[other[0]]} in {model.name} as token {other[0]}. Were they made from the same text?"
             )
+
+
+def _check_order(reference: Saved, model: Saved) -> None:
+    """Ask where a column that is no class says that the rows are the same, in another order."""
+    for name in reference.others:
+        if name in model.others:
+            ours, theirs = reference.others[name](), model.others[name]()
+            is_key = len(np.unique(ours)) == len(ours)
+            if is_key and not np.array_equal(ours, theirs) and np.array_equal(np.sort(ours), np.sort(theirs)):
+                raise InputError(
+                    f"Rows must be in the same order. Got the same values of the column {name!r} in another order in"
+                    f" {reference.name} and {model.name}. Align them with --id {name}; or --no-check."
+                )
 
 
 def _names(paths: list[Path]) -> list[str]:

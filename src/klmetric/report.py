@@ -10,8 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from klmetric.compare import Comparison, Measured
+from klmetric.saved import Saved
 from klmetric.summary import KLDivergenceSummary
 
 # Of a normal distribution, this many standard deviations on either side hold 95 %.
@@ -20,12 +22,13 @@ Z = 1.96
 Value = dict[str, Any]
 
 
-def as_dict(comparison: Comparison, names: list[str]) -> Value:
+def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Value:
     """The report as plain data, the models sorted by their means.
 
     Args:
         comparison: what was measured.
         names: of the models.
+        more_options: to name among the options.
     """
     task = comparison.task
     values = [_values_of(measured.summary) for measured in comparison.models]
@@ -37,7 +40,13 @@ def as_dict(comparison: Comparison, names: list[str]) -> Value:
         "unit": unit_name(task.base),
         "samples": comparison.samples,
         "partial": comparison.is_partial,
-        "options": {"input_format": list(task.options.input_format), **options, "classes": task.classes},
+        "options": {
+            "input_format": list(task.options.input_format),
+            **options,
+            "base": task.base,
+            "classes": task.classes,
+            **more_options,
+        },
         "models": [
             {
                 "name": names[k],
@@ -45,7 +54,7 @@ def as_dict(comparison: Comparison, names: list[str]) -> Value:
                 **values[k],
                 **_difference(comparison, k, order[0], names),
                 **_storage_error(comparison, comparison.models[k]),
-                **({"worst": _worst_of(comparison.models[k].summary)} if task.top else {}),
+                **({"worst": _worst_of(comparison.models[k].summary, task.reference)} if task.top else {}),
                 **_groups(comparison.models[k]),
             }
             for k in order
@@ -85,16 +94,20 @@ def _storage_error(comparison: Comparison, measured: Measured) -> Value:
     return {} if error is None else {"storage_error": {"usual": error[0] / unit, "largest": error[1] / unit}}
 
 
-def _worst_of(summary: KLDivergenceSummary) -> list[Value]:
+def _worst_of(summary: KLDivergenceSummary, reference: Saved) -> list[Value]:
+    """The worst rows, by number and where there are ids by these as well."""
     values = _computed(summary)
-    rows = [
-        {
-            key: values[f"top{k}{suffix}"]
-            for key, suffix in (("kl", ""), ("sample", "_sample"), ("position", "_position"))
-        }
-        for k in range(1, summary.top + 1)
-    ]
-    return [row for row in rows if row["sample"] >= 0]
+    found = []
+    for k in range(1, summary.top + 1):
+        sample, position = values[f"top{k}_sample"], values[f"top{k}_position"]
+        if sample >= 0:
+            row = {"kl": values[f"top{k}"], "sample": sample}
+            if len(reference.shape) > 2:
+                row["position"] = position
+            if reference.ids is not None:
+                row["id"] = reference.ids[sample].item()
+            found.append(row)
+    return found
 
 
 def _groups(measured: Measured) -> Value:
@@ -204,9 +217,24 @@ def _sections(report: Value) -> list[tuple[str, list[str], list[list[str]]]]:
         sections.append((f"Means of the groups ({unit})", ["group", *names, "count"], lines))
     for model in models:
         if model.get("worst"):
-            lines = [[str(row["sample"]), str(row["position"]), _number(row["kl"])] for row in model["worst"]]
-            sections.append((f"Worst rows of {model['name']}", ["sample", "position", unit], lines))
+            where = [key for key in model["worst"][0] if key != "kl"]
+            lines = [[*(str(row[key]) for key in where), _number(row["kl"])] for row in model["worst"]]
+            sections.append((f"Worst rows of {model['name']}", [*where, unit], lines))
     return sections
+
+
+def _notes(report: Value) -> list[str]:
+    """What is to be said to the tables."""
+    notes = []
+    for model in report["models"]:
+        if model["infinite"]:
+            notes.append(
+                f"{model['name']}: {model['infinite']:,} rows are infinite, and so is the mean: there q is 0 where p is"
+                " not. --eps 1e-9 puts a floor under q."
+            )
+        if model["invalid"]:
+            notes.append(f"{model['name']}: {model['invalid']:,} rows were no distributions and were left out.")
+    return notes
 
 
 def show(report: Value, console: Console) -> None:
@@ -218,6 +246,8 @@ def show(report: Value, console: Console) -> None:
         for line in lines:
             table.add_row(*map(escape, line))
         console.print(table)
+    for note in _notes(report):
+        console.print(Text(note))
 
 
 def to_markdown(report: Value) -> str:
@@ -227,4 +257,4 @@ def to_markdown(report: Value) -> str:
         rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
         blocks.append(f"**{title}**\n\n{table}\n")
-    return "\n".join(blocks)
+    return "\n".join([*blocks, *(f"{note}\n" for note in _notes(report))])

@@ -8,8 +8,9 @@ import zipfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import accumulate
 from json import JSONDecodeError, loads
 from pathlib import Path
@@ -39,6 +40,7 @@ class Saved:
         ids: of the rows, where there are any.
         input_format: where the file says what its numbers are.
         tokens: that the predictions are of, where the file says so.
+        others: gives the values of the columns of a table that are no classes.
         is_sequential: whether it is read from the beginning on, by one thread.
         steps: gives the distance between neighbouring log-probabilities in a stretch of rows, where they are rounded to
             an even grid.
@@ -51,6 +53,7 @@ class Saved:
     ids: "np.ndarray[Any, Any] | None" = None
     input_format: Format | None = None
     tokens: "np.ndarray[Any, Any] | None" = None
+    others: Mapping[str, Callable[[], "np.ndarray[Any, Any]"]] = field(default_factory=dict)
     is_sequential: bool = False
     steps: Callable[[int, int], Tensor] | None = None
 
@@ -224,10 +227,15 @@ def _one_after_the_other(parts: list[Saved]) -> Saved:
         first,
         shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
         read=read,
+        others={name: partial(_joined, name, parts) for name in first.others if all(name in p.others for p in parts)},
         ids=None if first.ids is None else np.concatenate([part.ids for part in parts if part.ids is not None]),
         tokens=None if first.tokens is None else np.concatenate([x.tokens for x in parts if x.tokens is not None]),
         steps=None if first.steps is None else steps,
     )
+
+
+def _joined(name: str, parts: list[Saved]) -> "np.ndarray[Any, Any]":
+    return np.concatenate([part.others[name]() for part in parts])
 
 
 def _stretches(parts: list[Saved], ends: list[int], start: int, stop: int) -> Iterator[tuple[Saved, int, int]]:
@@ -248,13 +256,14 @@ def in_the_order_of(ids: "np.ndarray[Any, Any]", saved: Saved) -> Saved:
     own = saved.ids
     assert own is not None
     for name, some in (("the reference", ids), (saved.name, own)):
-        if len(np.unique(some)) < len(some):
-            raise InputError(f"Each `--id` must name one row. Got some twice in {name}.")
+        values, times = np.unique(some, return_counts=True)
+        if len(values) < len(some):
+            raise InputError(f"Each `--id` must name one row. Got {values[times > 1][0]} twice in {name}.")
     if len(ids) != len(own) or not np.array_equal(np.sort(ids), np.sort(own)):
         odd = np.setxor1d(ids, own)
         raise InputError(
             f"Both must have the same ids. Got {len(ids)} in the reference and {len(own)} in {saved.name};"
-            f" {len(odd)} are in one of them only, as {odd[0]!r}."
+            f" {len(odd)} are in one of them only, as {odd[0]}."
         )
     if np.array_equal(ids, own):
         return saved

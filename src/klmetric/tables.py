@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,23 @@ def open_table(path: Path, choice: Choice) -> Saved:
     columns = _columns(path, schema, choice)
     ids = None
     if choice.id is not None:
-        parts = [batch.column(0).to_numpy(zero_copy_only=False) for batch in _batches(path, [choice.id], False)]
-        ids = np.concatenate(parts) if parts else np.empty(0)
+        ids = _column(path, choice.id)
         rows = len(ids)
     else:
         rows = sum(len(batch) for batch in _batches(path, columns[:1]))
     if not rows:
         raise InputError(f"A table must have rows. Got none in {path}.")
+    others = {name: partial(_column, path, name) for name in schema.names if name not in (*columns, choice.id)}
     reader = _Reader(path, columns)
-    return Saved(str(path), (rows, len(columns)), torch.float64, reader.read, ids=ids, is_sequential=True)
+    shape = (rows, len(columns))
+    return Saved(str(path), shape, torch.float64, reader.read, ids=ids, others=others, is_sequential=True)
+
+
+def _column(path: Path, name: str) -> "np.ndarray[Any, Any]":
+    """The values of one column as they are."""
+    parts = [batch.column(0).to_numpy(zero_copy_only=False) for batch in _batches(path, [name], False)]
+    values = np.concatenate(parts) if parts else np.empty(0)
+    return values.astype(str) if values.dtype == object else values
 
 
 class _Reader:
@@ -119,14 +128,17 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 
-def only_column(path: Path) -> "np.ndarray[Any, Any]":
-    """The values of a table of one column."""
+def labels(path: Path, id_column: str | None) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]":
+    """The values of a table of one column besides that of the ids, and the ids."""
     try:
         names = _schema(path).names
-        if len(names) != 1:
+        ids = _column(path, id_column) if id_column is not None and id_column in names else None
+        others = [name for name in names if name != id_column]
+        if len(others) != 1:
             raise InputError(
-                f"It must be clear which column to take. Got {path} with {_listed(names)}. Leave one in it."
+                f"It must be clear which column has the groups. Got {path} with {_listed(names)}. Leave one, and that"
+                " of --id."
             )
-        return np.concatenate([b.column(0).to_numpy(zero_copy_only=False) for b in _batches(path, names, False)])
+        return _column(path, others[0]), ids
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from error
