@@ -1,4 +1,9 @@
+import os
 from collections.abc import Iterator
+
+# Before torch is imported, here and in the processes that tests start. Their tensors are small, and threads that share
+# operations on them wait for one another for long where other programs hold the cores. Tests of threads ask for more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from processes import Processes
