@@ -456,6 +456,117 @@ class TestReport:
         assert [model["name"] for model in report["models"]] == list(map(str, paths))
 
 
+class TestWhatWasWrongOnce:
+    """Each of these gave another number, or another exit status, without a word."""
+
+    @pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
+    def test_weights_that_are_read_in_order(self, tmp_path, suffix):
+        data = digits()
+        p, q = (save(data[name], tmp_path / f"{name}.npy") for name in ("full", "int8"))
+        weight = torch.rand(600, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        path = tmp_path / f"w{suffix}"
+        table = pa.table({"w": weight.numpy()})
+        {
+            ".npz": lambda: np.savez(path, w=weight),
+            ".csv": lambda: pa.csv.write_csv(table, path),
+            ".parquet": lambda: pq.write_table(table, path),
+        }[suffix]()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(4)
+        try:
+            report = report_of(p, q, "--weight", path, "--batch-rows", 7)
+        finally:
+            torch.set_num_threads(threads)
+        agree(report["models"][0], expected(data["full"], data["int8"], weight))
+
+    @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+    def test_columns_in_another_order(self, tmp_path, suffix):
+        data = {name: x.double() for name, x in digits().items()}
+        names = [f"class_{k}" for k in range(10)]
+        order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
+
+        def write(x, path, columns):
+            table = pa.table({names[k]: x[:, k].numpy() for k in columns})
+            pa.csv.write_csv(table, path) if suffix == ".csv" else pq.write_table(table, path)
+
+        p, q = tmp_path / f"p{suffix}", tmp_path / "q"
+        q.mkdir()
+        write(data["full"], p, range(10))
+        write(data["int8"][:300], q / f"part-0{suffix}", order)
+        write(data["int8"][300:], q / f"part-1{suffix}", range(10))
+        agree(report_of(p, q)["models"][0], expected(data["full"], data["int8"]))
+        write(data["int8"][300:], q / f"part-1{suffix}", range(9))
+        assert "Every table must have the same classes. Got no column 'class_9'" in run(p, q, code=2).stderr
+
+    def test_an_index_that_deals_out_arrays_in_turns(self, tmp_path):
+        data, where = digits(), {}
+        for k in range(4):
+            where[f"l.{k}"] = f"{'ab'[k % 2]}.safetensors"
+        for file in set(where.values()):
+            parts = {k: data["int8"].split(150)[int(k[2:])].clone() for k, name in where.items() if name == file}
+            save_file(parts, tmp_path / file)
+        (tmp_path / "q.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+        p = save(data["full"], tmp_path / "p.npy")
+        report = report_of(p, tmp_path / "q.safetensors.index.json", "--key", "l.*")
+        agree(report["models"][0], expected(data["full"], data["int8"]))
+
+    def test_masks_of_more_axes_and_in_shards(self, tmp_path):
+        x = logits_of(6, 4, 3, 5)
+        p, q = save(x, tmp_path / "p.npy"), save(x + 0.1 * logits_of(6, 4, 3, 5, seed=1), tmp_path / "q.npy")
+        mask = np.random.default_rng(0).random((6, 4, 3)) < 0.6
+        np.save(tmp_path / "mask.npy", mask)
+        folder = tmp_path / "weights"
+        folder.mkdir()
+        weight = np.random.default_rng(0).random(6)
+        for k in range(3):
+            np.save(folder / f"{k}.npy", weight[2 * k : 2 * k + 2])
+        y = torch.from_numpy(np.load(q))
+        for size in (1, 7, 100):
+            report = report_of(p, q, "--mask", tmp_path / "mask.npy", "--weight", folder, "--batch-rows", size)
+            both = torch.from_numpy(mask * weight[:, None, None])
+            agree(report["models"][0], expected(x.reshape(6, 12, 5), y.reshape(6, 12, 5), both.reshape(6, 12)))
+
+    def test_a_strided_tensor(self, tmp_path):
+        data = text()
+        torch.save(data["full"].transpose(0, 1).contiguous().transpose(0, 1), tmp_path / "p.pt")
+        q = save(data["int8"], tmp_path / "q.npy")
+        agree(report_of(tmp_path / "p.pt", q, "--batch-rows", 7)["models"][0], expected(data["full"], data["int8"]))
+
+    def test_a_broken_pipe_does_not_hide_the_gate(self, files):
+        command = [sys.executable, "-m", "klmetric", "compare", str(files["full"]), str(files["noisy"])]
+        command += ["--input-format", "logits", "--fail-above", "mean=0"]
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+        os.close(write)
+        assert done.returncode == 1, done.stderr
+        assert "Failed: noisy: mean" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_bad_row_does_not_switch_off_the_question(self, tmp_path):
+        x = digits()["full"].clone()
+        x[0, 0] = float("nan")
+        p = save(x, tmp_path / "p.npy")
+        done = run(p, p, "--nan-strategy", "ignore", formats="probs", code=2)
+        assert "Are they logits? Then say so" in done.stderr
+
+    def test_names_of_quantiles_and_the_tighter_limit(self, files):
+        run(files["full"], files["noisy"], "--fail-above", "p099=9", "p99_0=9", "p99.00=9")
+        run(files["full"], files["noisy"], "--fail-above", "mean=1e-9", "mean=9", code=1)
+
+    def test_odd_names(self, tmp_path):
+        x = digits()["full"]
+        for name in ("$x^{$", "_u", "[red]", ":warning:", "a=1"):
+            path = save(x, tmp_path / f"{name}.npy")
+            done = run(path, path, "--plot", tmp_path / "kl.png", "--json", tmp_path / "o.json")
+            assert json.loads((tmp_path / "o.json").read_text())["models"][0]["name"] == name
+            assert name in done.stdout
+
+
+def logits_of(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 class TestGate:
     def test_exit_status(self, files):
         mean = report_of(files["full"], files["noisy"])["models"][0]["mean"]
@@ -532,7 +643,7 @@ class TestBadInput:
     def test_kinds_of_numbers(self, files, tmp_path):
         x = text()["int8"]
         self.raises(
-            "Predictions must be floating-point numbers. Got torch.int64",
+            "Predictions must be float16, bfloat16, float32 or float64. Got int64",
             files["full"],
             save(x.long(), tmp_path / "a.npy"),
         )
@@ -540,7 +651,7 @@ class TestBadInput:
         np.save(odd, np.array([["a"]]))
         self.raises("The numbers must be of a dtype that torch has", files["full"], odd)
         np.save(odd, np.array([{}], dtype=object), allow_pickle=True)
-        self.raises("cannot be read as .npy", files["full"], odd)
+        self.raises("Got one of objects, which is not loaded", files["full"], odd)
 
     @pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".pt", ".parquet", ".csv"])
     def test_damaged_files(self, tmp_path, suffix):
@@ -648,7 +759,7 @@ class TestBadInput:
         report_of(p, p, "--id", "id")
         nothing = tmp_path / "nothing.csv"
         nothing.write_text("a,b\n")
-        self.raises("A table must have rows", nothing, nothing, "--columns", "a,b")
+        self.raises("Predictions must have rows and classes", nothing, nothing, "--columns", "a,b")
         array = save(digits()["full"], tmp_path / "p.npy")
         self.raises("--id is for tables", p, array, "--id", "id")
 

@@ -49,8 +49,10 @@ def labels_of(path: Path, predictions: Saved, id_column: str | None) -> tuple[Of
         raise InputError(f"--groups must have at most {MOST_GROUPS} groups. Got {len(names)} in {path}.")
     of_samples = torch.from_numpy(numbers.reshape(labels.shape))
 
+    rows = of_samples.reshape(-1, of_samples.shape[-1]) if of_samples.ndim > 2 else of_samples
+
     def read(start: int, stop: int) -> Tensor:
-        return of_samples[start:stop]
+        return rows[start:stop]
 
     saved = Saved(str(path), tuple(of_samples.shape), of_samples.dtype, read)
     return _spread(saved, predictions, "--groups", path), list(map(str, names))
@@ -58,7 +60,7 @@ def labels_of(path: Path, predictions: Saved, id_column: str | None) -> tuple[Of
 
 def _opened(path: Path, option: str) -> Saved:
     try:
-        return open_saved(path, Choice())
+        return open_saved(path, Choice(columns="*"))
     except InputError as error:
         raise InputError(f"{option}: {error}") from error
 
@@ -67,7 +69,10 @@ def _labels(path: Path, id_column: str | None) -> "tuple[np.ndarray[Any, Any], n
     if not path.exists():
         raise InputError(f"--groups must name a file. Got {path}, which is not there.")
     if path.suffix == ".txt":
-        return np.array(path.read_text(encoding="utf-8").splitlines()), None
+        try:
+            return np.array(path.read_text(encoding="utf-8").splitlines()), None
+        except UnicodeDecodeError as error:
+            raise InputError(f"--groups must be text in UTF-8. Got {path}: {error}") from error
     if path.suffix in (".csv", ".parquet"):
         from klmetric.tables import labels
 
@@ -94,9 +99,9 @@ def _spread(saved: Saved, predictions: Saved, option: str, path: Path) -> OfRows
     if saved.shape == predictions.shape[:-1]:
 
         def of_rows(start: int, stop: int) -> Tensor:
-            first = start // positions
-            values = saved.read(first, (stop - 1) // positions + 1).reshape(-1)
-            return values[start - first * positions :][: stop - start]
+            first = start // saved.classes  # its own rows are along its last axis
+            values = saved.read(first, (stop - 1) // saved.classes + 1).reshape(-1)
+            return values[start - first * saved.classes :][: stop - start]
 
         return of_rows
     of_rows_text = f", or for each row, {predictions.shape[:-1]}" if positions > 1 else ""

@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from klmetric import paired, pairs, totals
+from klmetric import paired, pairs, sketch, totals
 from klmetric.distributed import gather
 from klmetric.inputs import Rows, fault, measure
 from klmetric.llama import storage_error
@@ -156,7 +156,7 @@ def measure_share(
         InputError: for rows that are no distributions, and files that cannot be read.
     """
     positions = result.task.reference.positions
-    row, end = (positions * (share * result.task.samples // processes) for share in (rank, rank + 1))
+    row, end = (positions * sample for sample in _share(result.task, rank, processes))
     pending: _Batch | None = None
     for batch in _batches(result, row, end, is_interrupted):
         pending = batch if pending is None else _Batch.joined(pending, batch)
@@ -165,6 +165,11 @@ def measure_share(
             _add(result, pending.part(slice(whole)))
             pending = pending.part(slice(whole, None))
         advance(len(batch))
+
+
+def _share(task: Task, rank: int, processes: int) -> tuple[int, int]:
+    """The first sample of a process, and that of the next."""
+    return rank * task.samples // processes, (rank + 1) * task.samples // processes
 
 
 def _batches(result: Comparison, row: int, end: int, is_interrupted: Callable[[], bool]) -> Iterator["_Batch"]:
@@ -184,9 +189,8 @@ def _batches(result: Comparison, row: int, end: int, is_interrupted: Callable[[]
             while (row < end and not is_interrupted()) or running:
                 while row < end and len(running) <= threads and not is_interrupted():
                     stop = min(end, row + size)
-                    running.append(
-                        pool.submit(_measure, result, row, stop, _read_in_order(result, row, stop), is_first)
-                    )
+                    read = _read_in_order(result, row, stop)
+                    running.append(pool.submit(_measure, result, row, stop, read, is_first))
                     row, is_first = stop, False
                 yield running.popleft().result()
         finally:
@@ -194,23 +198,42 @@ def _batches(result: Comparison, row: int, end: int, is_interrupted: Callable[[]
                 future.cancel()
 
 
-def _read_in_order(result: Comparison, start: int, stop: int) -> dict[str, Tensor]:
-    """What can be read only from the beginning on, and so by one thread alone."""
-    every = (result.task.reference, *(measured.saved for measured in result.models))
-    return {saved.name: saved.read(start, stop) for saved in every if saved.is_sequential}
+@dataclass
+class _Read:
+    """What one thread reads for all: weights and groups of rows, and what can be read only from the beginning on."""
+
+    weight: Tensor
+    labels: Tensor
+    predictions: dict[str, Tensor]
 
 
-def merge_over_processes(result: Comparison, has_failed: bool) -> bool:
+def _read_in_order(result: Comparison, start: int, stop: int) -> _Read:
+    task = result.task
+    every = (task.reference, *(measured.saved for measured in result.models))
+    return _Read(
+        torch.ones(stop - start) if task.weight is None else task.weight(start, stop),
+        torch.zeros(stop - start, dtype=torch.int64) if task.labels is None else task.labels(start, stop),
+        {saved.name: saved.read(start, stop) for saved in every if saved.is_sequential},
+    )
+
+
+def merge_over_processes(result: Comparison, rank: int, processes: int, has_failed: bool) -> bool:
     """Bring together what all processes have measured, in one collective.
 
     Args:
         result: of this process; afterwards, of all.
+        rank: of this process.
+        processes: how many share the samples.
         has_failed: whether it could not measure its share.
 
     Returns:
         Whether none has failed.
     """
     summaries = [summary for measured in result.models for summary in measured.summaries]
+    begin, end = _share(result.task, rank, processes)
+    for summary in summaries:
+        # If it was interrupted: the samples of the next process are numbered by where they are.
+        summary.totals = summary.totals.index_fill(0, torch.tensor(sketch.SEEN), end - begin)
     steps = [result.step, *(measured.step for measured in result.models)]
     head = torch.tensor([has_failed, result.samples, *steps], dtype=torch.float64)
     states = [head, *(summary.totals for summary in summaries), *result.differences.values()]
@@ -259,13 +282,13 @@ class _Batch:
         return _Batch(kl, agrees, weight, labels, [*map(max, a.steps, b.steps)])
 
 
-def _measure(result: Comparison, start: int, stop: int, read: dict[str, Tensor], is_first: bool) -> _Batch:
+def _measure(result: Comparison, start: int, stop: int, read: _Read, is_first: bool) -> _Batch:
     """The divergences of the rows from `start` to `stop`."""
-    task = result.task
-    weight = torch.ones(stop - start) if task.weight is None else task.weight(start, stop)
+    task, weight = result.task, read.weight
 
     def rows_of(saved: Saved) -> Tensor:
-        x = read[saved.name] if saved.name in read else saved.read(start, stop)
+        known = read.predictions
+        x = known[saved.name] if saved.name in known else saved.read(start, stop)
         return x[:, : task.classes]
 
     p = rows_of(task.reference)
@@ -283,8 +306,7 @@ def _measure(result: Comparison, start: int, stop: int, read: dict[str, Tensor],
         kl.append(rows.kl)
         agrees.append(rows.agrees)
         steps.append(_step_of(measured.saved, start, stop))
-    labels = torch.zeros(stop - start, dtype=torch.int64) if task.labels is None else task.labels(start, stop)
-    return _Batch(torch.stack(kl), torch.stack(agrees), weight, labels, steps)
+    return _Batch(torch.stack(kl), torch.stack(agrees), weight, read.labels, steps)
 
 
 def _step_of(saved: Saved, start: int, stop: int) -> float:
@@ -327,7 +349,8 @@ def _check_format(saved: Saved, x: Tensor, formats: tuple[Format, Format], k: in
         return f"--input-format {','.join(dict.fromkeys(pair))}"
 
     x = x.double()
-    if not x.numel() or x.isnan().any():
+    x = x[~x.isnan().any(-1)]
+    if not x.numel():
         return
     negative, sums = bool((x < 0).any()), x.sum(-1)
     are_sums_1 = bool(((sums - 1).abs() < 0.02).all())

@@ -1,5 +1,6 @@
 """`klmetric compare`: from the arguments to the exit status."""
 
+import io
 import math
 import os
 import re
@@ -8,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ from klmetric.compare import Comparison, Task, empty, measure_share, merge_over_
 from klmetric.options import FORMATS, Options, check_base, check_choice, check_options
 from klmetric.report import as_dict, exceeded, show, to_csv, to_json, to_markdown, unit_name
 from klmetric.saved import Choice, InputError, Saved, in_the_order_of, open_saved
-from klmetric.summary import QUANTILES
+from klmetric.summary import QUANTILES, quantile_name
 
+PICTURES = (".png", ".svg", ".pdf")
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -75,12 +77,10 @@ class Arguments:
 
 def run_compare(arguments: Arguments) -> int:
     """Do what the command says, and return its exit status."""
+    _make_printable()
     try:
         with _processes() as (rank, processes):
             return _run(arguments, rank, processes)
-    except BrokenPipeError:  # as of `| head`, which has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or Python tries once more at its end
-        return DONE
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
@@ -91,12 +91,16 @@ def run_compare(arguments: Arguments) -> int:
 
 
 def _run(arguments: Arguments, rank: int, processes: int) -> int:
-    above, below = _limits(arguments.fail_above), _limits(arguments.fail_below)
+    above, below = _limits(arguments.fail_above, min), _limits(arguments.fail_below, max)
     task = _task(arguments, {**above, **below})
     names = _names(arguments.paths[1:])
     for file in (arguments.json_file, arguments.csv_file, arguments.plot_file):
         if file is not None and str(file) != "-" and not file.resolve().parent.is_dir():
             raise InputError(f"The folder of a file to write must be there. Got {file}. Make {file.parent} first.")
+        if file is not None and file.is_dir():
+            raise InputError(f"A report must go into a file. Got {file}, which is a folder.")
+    if arguments.plot_file is not None and arguments.plot_file.suffix not in PICTURES:
+        raise InputError(f"--plot must name a picture, {', '.join(PICTURES)}. Got {arguments.plot_file}.")
     result = empty(task)
     failure: InputError | None = None
     with _interruptible() as is_interrupted, _progress(result, rank, processes) as advance:
@@ -105,7 +109,7 @@ def _run(arguments: Arguments, rank: int, processes: int) -> int:
         except InputError as error:
             failure = error
     if processes > 1:
-        have_all = merge_over_processes(result, failure is not None)
+        have_all = merge_over_processes(result, rank, processes, failure is not None)
         if failure is None and not have_all:
             return BAD_INPUT  # which another process explains
     if failure is not None:
@@ -134,23 +138,40 @@ def _status(result: Comparison, found: list[str]) -> int:
     return INTERRUPTED if result.is_partial else FAILED if found else DONE
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller: rich would end the program, with a status that means something else here."""
+        raise BrokenPipeError
+
+
+def _make_printable() -> None:
+    """Names of files may be anything, and there may be nowhere to print to."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif type(stream) is io.TextIOWrapper:
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _write(arguments: Arguments, report: dict[str, Any], result: Comparison, names: list[str]) -> None:
-    # In a file or a pipe there is room.
-    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
-    if arguments.json_file is not None:
+    try:
         if str(arguments.json_file) == "-":
             sys.stdout.write(to_json(report))
-        else:
-            arguments.json_file.write_text(to_json(report), encoding="utf-8")
-    if arguments.csv_file is not None:
-        to_csv(report, arguments.csv_file)
-    if arguments.plot_file is not None:
-        _plot(arguments.plot_file, result, names, [model["name"] for model in report["models"]])
-    if str(arguments.json_file) != "-":
-        if arguments.markdown:
+        elif arguments.markdown:
             sys.stdout.write(to_markdown(report))
         else:
-            show(report, console)
+            # In a file or a pipe there is room.
+            width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+            show(report, _Console(width=width, emoji=False))
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `| head`, which has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or Python tries once more at its end
+    for file, text in ((arguments.json_file, to_json), (arguments.csv_file, to_csv)):
+        if file is not None and str(file) != "-":
+            file.write_bytes(text(report).encode("utf-8", "backslashreplace"))
+    if arguments.plot_file is not None:
+        _plot(arguments.plot_file, result, names, [model["name"] for model in report["models"]])
     if result.is_partial:
         Console(stderr=True, soft_wrap=True).print(
             f"Interrupted: this is of {result.samples:,} of {result.task.samples:,} samples."
@@ -176,12 +197,8 @@ def _plot(path: Path, result: Comparison, names: list[str], sorted_names: list[s
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
     base = result.task.base
     draw_several(axis, models, result.models[0].summary._bits, math.log(base) if base else 1.0, unit_name(base))
-    try:
-        figure.savefig(path, dpi=150)
-    except (ValueError, OSError) as error:
-        raise InputError(f"--plot must name a picture, as kl.png. Got {path}: {error}") from error
-    finally:
-        plt.close(figure)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 # --- From the arguments to the task
@@ -190,9 +207,9 @@ def _plot(path: Path, result: Comparison, names: list[str], sorted_names: list[s
 _COUNTS = ("count", "infinite", "invalid")
 
 
-def _limits(given: list[str] | None) -> dict[str, float]:
+def _limits(given: list[str] | None, tightest: Callable[[float, float], float]) -> dict[str, float]:
     """The limit of each value."""
-    parsed = {}
+    parsed: dict[str, float] = {}
     for text in (part for limit in given or [] for part in re.split(r"[,\s]+", limit.strip())):
         match = LIMIT.fullmatch(text)
         try:
@@ -202,12 +219,14 @@ def _limits(given: list[str] | None) -> dict[str, float]:
             key, limit = "", math.nan
         if not key or math.isnan(limit):
             raise InputError(f"A limit must be a value and a number, as mean=0.01. Got {text!r}.")
-        if key not in ("mean", "stderr", "low", "high", "max", "agreement", *_COUNTS) and _quantile(key) is None:
+        quantile = _quantile(key)
+        key = key if quantile is None else quantile_name(quantile)
+        if key not in ("mean", "stderr", "low", "high", "max", "agreement", *_COUNTS) and quantile is None:
             raise InputError(
                 f"A limit must be of mean, stderr, low, high, max, agreement, {', '.join(_COUNTS)}, or of a quantile,"
                 f" as p99_9. Got {key!r}."
             )
-        parsed[key] = limit
+        parsed[key] = tightest(parsed.get(key, limit), limit)
     return parsed
 
 
@@ -221,7 +240,10 @@ def _quantile(key: str) -> float | None:
 
 def _task(arguments: Arguments, limits: dict[str, float]) -> Task:
     choice = Choice(arguments.key, arguments.columns, arguments.id_column)
-    reference, *models = (open_saved(path, choice) for path in arguments.paths)
+    reference = open_saved(arguments.paths[0], choice)
+    if reference.columns is not None:  # the classes of the models, by name
+        choice = replace(choice, columns=reference.columns)
+    models = [open_saved(path, choice) for path in arguments.paths[1:]]
     for saved in (reference, *models):
         _check_array(saved)
     for model in models:
@@ -288,9 +310,11 @@ def _check_array(saved: Saved) -> None:
             f"Predictions must be of (rows, classes) or (samples, positions, classes). Got shape {saved.shape} in"
             f" {saved.name}. Are they class indices?"
         )
-    if not saved.dtype.is_floating_point:
+    if saved.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        hint = "Convert them." if saved.dtype.is_floating_point else "Are they class indices?"
         raise InputError(
-            f"Predictions must be floating-point numbers. Got {saved.dtype} in {saved.name}. Are they class indices?"
+            "Predictions must be float16, bfloat16, float32 or float64. Got"
+            f" {str(saved.dtype).removeprefix('torch.')} in {saved.name}. {hint}"
         )
     if not saved.rows or not saved.classes:
         raise InputError(f"Predictions must have rows and classes. Got shape {saved.shape} in {saved.name}.")
@@ -319,6 +343,10 @@ def _check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
             f" {model.name}. Are they of the same data?"
         )
     if reference.tokens is not None and model.tokens is not None:
+        if len(reference.tokens) != len(model.tokens):
+            raise InputError(
+                f"Both must have contexts of the same length. Got others in {reference.name} and {model.name}."
+            )
         other = (reference.tokens != model.tokens).nonzero()[0]
         if len(other):
             raise InputError(

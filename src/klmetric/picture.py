@@ -69,6 +69,8 @@ def draw_several(ax: Any, models: Mapping[str, tuple[Tensor, float]], bits: int,
     for k, (name, (counts, mean)) in enumerate(models.items()):
         n, color = counts.sum().item(), f"C{k % 10}"
         beside = [f"{100 * counts[i].item() / n:.3g} % are {what}" for what, i in _BESIDE.items() if n and counts[i]]
+        name = name.replace("$", r"\$")  # which would begin a formula
+        name = f" {name}" if name.startswith("_") else name  # which would hide it
         label = "; ".join([f"{name}: mean = {mean:.3g}", *beside])
         if counts[1:-1].sum():
             edges, numbers = bars(counts, bits)

@@ -1,10 +1,10 @@
 """What a comparison comes to, as a table, Markdown, JSON and CSV."""
 
 import csv
+import io
 import json
 import math
 import warnings
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -129,8 +129,8 @@ def to_json(report: Value) -> str:
     return json.dumps(plain(report), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def to_csv(report: Value, path: Path) -> None:
-    """As a table with one line for each model, and one for each of its groups."""
+def to_csv(report: Value) -> str:
+    """As CSV: a table with one line for each model, and one for each of its groups."""
     lines = []
     for model in report["models"]:
         difference = {f"difference_{key}": value for key, value in model.get("difference", {}).items()}
@@ -138,10 +138,11 @@ def to_csv(report: Value, path: Path) -> None:
         lines.append({"name": model["name"], "group": "", **scalars, **difference})
         lines += [{"name": model["name"], "group": name, **group} for name, group in model.get("groups", {}).items()]
     columns = list(dict.fromkeys(key for line in lines for key in line))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(lines)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 def exceeded(report: Value, above: dict[str, float], below: dict[str, float]) -> list[str]:

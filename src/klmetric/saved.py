@@ -37,6 +37,7 @@ class Saved:
         shape: of the array.
         dtype: of its numbers.
         read: gives the rows from one number to another, shape (rows, classes).
+        columns: the names of the classes, where there are any.
         ids: of the rows, where there are any.
         input_format: where the file says what its numbers are.
         tokens: that the predictions are of, where the file says so.
@@ -50,6 +51,7 @@ class Saved:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[int, int], Tensor]
+    columns: tuple[str, ...] | None = None
     ids: "np.ndarray[Any, Any] | None" = None
     input_format: Format | None = None
     tokens: "np.ndarray[Any, Any] | None" = None
@@ -70,7 +72,7 @@ class Saved:
     @property
     def rows(self) -> int:
         """The number of rows."""
-        return int(np.prod(self.shape[:-1]))
+        return int(np.prod(self.shape[:-1])) if len(self.shape) > 1 else self.shape[0]
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,13 @@ class Choice:
 
     Attributes:
         key: the name of the array, or a pattern of names of arrays that follow one another.
-        columns: of a table: names and patterns, with commas between; None for every column of floats.
+        columns: of a table: names and patterns, with commas between, or a tuple of names; None for every column of
+            floats.
         id: of a table: the column that names the rows.
     """
 
     key: str | None = None
-    columns: str | None = None
+    columns: str | tuple[str, ...] | None = None
     id: str | None = None
 
 
@@ -96,15 +99,30 @@ def open_saved(path: Path, choice: Choice) -> Saved:
     """
     if not path.exists():
         raise InputError(f"There must be a file or a folder at {path}. Got nothing.")
-    if path.is_dir():
-        index = next(iter(sorted(path.glob("*.index.json"))), None)
-        files = _shards_of_index(index) if index else _shards_of_folder(path)
+    if index := _index_of(path):
+        files = _shards_of_index(index)
     else:
-        files = _shards_of_index(path) if path.name.endswith(".index.json") else [path]
-    parts = [part for file in files for part in _open_file(file, choice, in_folder=len(files) > 1)]
+        files = _shards_of_folder(path) if path.is_dir() else [path]
+    parts: list[Saved] = []
+    for file in files:
+        parts += _open_file(file, choice, in_folder=len(files) > 1)
+        if parts and parts[0].columns is not None:  # the classes of the other shards, in this order
+            choice = replace(choice, columns=parts[0].columns)
+    if any(file.suffix == ".safetensors" for file in files) and choice.key is not None and index:
+        parts.sort(key=lambda part: _natural(part.name.partition("[")[2]))  # an index gives each array one file
     if not parts:
         raise InputError(f"`--key` must match an array. Got {choice.key!r}, and no shard of {path} has one.")
     return replace(_one_after_the_other(parts), name=str(path))
+
+
+def _index_of(path: Path) -> Path | None:
+    """The index of the shards, if there is one."""
+    if not path.is_dir():
+        return path if path.name.endswith(".index.json") else None
+    indices = sorted(path.glob("*.index.json"))
+    if len(indices) > 1:
+        raise InputError(f"A folder must have one index. Got {', '.join(i.name for i in indices)} in {path}. Name one.")
+    return indices[0] if indices else None
 
 
 def _shards_of_folder(folder: Path) -> list[Path]:
@@ -115,7 +133,7 @@ def _shards_of_folder(folder: Path) -> list[Path]:
         raise InputError(
             f"A folder must hold shards of one kind ({', '.join(SUFFIXES)}). Got {what} in {folder}. Name a file?"
         )
-    files.sort(key=_natural)
+    files.sort(key=lambda file: _natural(file.name))
     for file in files:  # part-00002-of-00005
         if numbers := re.search(r"(\d+)-of-(\d+)\D*$", file.stem):
             expected, width = int(numbers[2]), len(numbers[1])
@@ -132,7 +150,7 @@ def _shards_of_folder(folder: Path) -> list[Path]:
 
 def _shards_of_index(index: Path) -> list[Path]:
     try:
-        names = sorted(set(loads(index.read_text())["weight_map"].values()), key=lambda name: _natural(Path(name)))
+        names = sorted(set(loads(index.read_text())["weight_map"].values()), key=_natural)
     except (JSONDecodeError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise InputError(f"An index must have a weight_map of names to files. Got {index}: {error!r}.") from error
     files = [index.parent / name for name in names]
@@ -141,9 +159,9 @@ def _shards_of_index(index: Path) -> list[Path]:
     return files
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts part-10 after part-2."""
-    return [(int(x), "") if x.isdigit() else (-1, x) for x in re.split(r"(\d+)", path.name)]
+    return [(int(x), "") if x.isdecimal() else (-1, x) for x in re.split(r"(\d+)", name)]
 
 
 def _open_file(path: Path, choice: Choice, in_folder: bool) -> list[Saved]:
@@ -159,7 +177,7 @@ def _open_file(path: Path, choice: Choice, in_folder: bool) -> list[Saved]:
     elif key is None:
         raise InputError(f"`--key` must say which array to take. Got {path} with {_listed(arrays)}.")
     else:
-        names = sorted((name for name in arrays if fnmatchcase(name, key)), key=lambda name: _natural(Path(name)))
+        names = sorted((name for name in arrays if fnmatchcase(name, key)), key=_natural)
         if not names and not in_folder:  # where another shard may have it
             raise InputError(f"`--key` must match an array. Got {key!r}, and {path} has {_listed(arrays)}.")
     with _as_bad_input(path):
@@ -255,6 +273,8 @@ def in_the_order_of(ids: "np.ndarray[Any, Any]", saved: Saved) -> Saved:
     """
     own = saved.ids
     assert own is not None
+    if ids.dtype.kind != own.dtype.kind:
+        ids, own = ids.astype(str), own.astype(str)
     for name, some in (("the reference", ids), (saved.name, own)):
         values, times = np.unique(some, return_counts=True)
         if len(values) < len(some):
@@ -299,19 +319,38 @@ Arrays = dict[str, Callable[[], Saved]]
 
 def _npy(path: Path, choice: Choice) -> Arrays:
     def opened() -> Saved:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        dtype = _dtype_of(array, path)
-        if array.flags.f_contiguous and not array.flags.c_contiguous and array.ndim > 2:
+        with path.open("rb") as file:
+            shape, is_fortran, dtype = _header(file)
+            offset = file.tell()
+        number = _dtype_of(dtype, path)
+        width = int(np.prod(shape[-1:])) if len(shape) > 1 else 1
+        rows = int(np.prod(shape)) // max(width, 1)
+        if path.stat().st_size < offset + int(np.prod(shape)) * dtype.itemsize:
+            _truncated(path)
+        if is_fortran and len(shape) > 2:
             raise InputError(f"An array of three axes must be saved in C order. Got {path} in Fortran order.")
 
         def read(start: int, stop: int) -> Tensor:
-            whole = np.load(path, mmap_mode="c", allow_pickle=False)
-            rows = whole if whole.ndim <= 2 else whole.reshape(-1, whole.shape[-1])
-            return _tensor(rows[start:stop])
+            if not stop > start:
+                return _tensor(np.empty((0, width), dtype))
+            if is_fortran:
+                return _tensor(np.memmap(path, dtype, "c", offset, (rows, width), "F")[start:stop])
+            part = np.memmap(path, dtype, "c", offset + start * width * dtype.itemsize, (stop - start, width))
+            return _tensor(part if len(shape) > 1 else part[:, 0])
 
-        return Saved(str(path), array.shape, dtype, read)
+        return Saved(str(path), shape, number, read)
 
     return {"": opened}
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
+    """Shape, order and dtype of an array in numpy's format, of which the numbers follow."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise InputError("An array must hold numbers. Got one of objects, which is not loaded: it could run code.")
+    return shape, is_fortran and len(shape) > 1, dtype
 
 
 def _npz(path: Path, choice: Choice) -> Arrays:
@@ -323,34 +362,37 @@ def _npz(path: Path, choice: Choice) -> Arrays:
 def _member_of_npz(path: Path, name: str) -> Saved:
     """Read from the beginning on: what is compressed can be read no other way."""
 
-    def start_over() -> tuple[Any, tuple[int, ...], Any]:
-        file = zipfile.ZipFile(path).open(name + ".npy")  # noqa: SIM115  # read further by each call of `read`
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = header(file)
-        if is_fortran and len(shape) > 1:
-            raise InputError(f"An array in a .npz file must be in C order. Got {name} of {path} in Fortran order.")
-        return file, shape, dtype
+    def at_header() -> Any:
+        return zipfile.ZipFile(path).open(name + ".npy")
 
-    file, shape, dtype = start_over()
-    at = 0
+    with at_header() as file:
+        shape, is_fortran, dtype = _header(file)
+        offset = file.tell()
+    if is_fortran:
+        raise InputError(f"An array in a .npz file must be in C order. Got {name} of {path} in Fortran order.")
+    width = int(np.prod(shape[-1:])) if len(shape) > 1 else 1
+    rows, size = int(np.prod(shape)) // max(width, 1), width * dtype.itemsize
+    is_open, at = None, 0
 
     def read(start: int, stop: int) -> Tensor:
-        nonlocal file, at
-        width = int(np.prod(shape[-1:])) if len(shape) > 1 else 1
-        size = width * dtype.itemsize
-        if start < at:
-            file.close()
-            file, at = start_over()[0], 0
+        nonlocal is_open, at
+        if is_open is None or start < at:
+            if is_open is not None:
+                is_open.close()
+            is_open, at = at_header(), 0
+            is_open.read(offset)
         while at < start:
-            at += len(file.read(min(2**24 // size + 1, start - at) * size)) // size or _truncated(path)
-        rows = np.frombuffer(bytearray(file.read((stop - start) * size)), dtype)
-        if rows.size != (stop - start) * width:
+            at += len(is_open.read(min(2**24 // size + 1, start - at) * size)) // size or _truncated(path)
+        numbers = np.frombuffer(bytearray(is_open.read((stop - start) * size)), dtype)
+        if numbers.size != (stop - start) * width:
             _truncated(path)
         at = stop
-        return _tensor(rows.reshape(-1, width) if len(shape) > 1 else rows)
+        if at == rows:  # of many shards, one is open
+            is_open.close()
+            is_open = None
+        return _tensor(numbers.reshape(-1, width) if len(shape) > 1 else numbers)
 
-    return Saved(name, shape, _dtype_of(np.empty(0, dtype), path), read, is_sequential=True)
+    return Saved(name, shape, _dtype_of(dtype, path), read, is_sequential=True)
 
 
 def _truncated(path: Path) -> int:
@@ -383,17 +425,19 @@ def _pt(path: Path, choice: Choice) -> Arrays:
             raise
         held = torch.load(path, weights_only=True, map_location="cpu")  # of the old kind, which has to be held
         is_mapped = False
-    tensors = {"": held} if isinstance(held, Tensor) else held
+    tensors: Any = {None: held} if isinstance(held, Tensor) else held
     if not isinstance(tensors, Mapping) or not any(isinstance(x, Tensor) for x in tensors.values()):
         raise InputError(f"A .pt file must hold a tensor, or a dict of tensors. Got a {type(held).__name__} in {path}.")
 
-    def again(name: str) -> Tensor:
+    def again(name: Any) -> Tensor:
         again = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-        tensor: Tensor = again[name] if name else again
+        tensor: Tensor = again if name is None else again[name]
         return tensor.detach()
 
     return {
-        str(name): lambda name=name, x=x: _of_tensor(name, (lambda: again(name)) if is_mapped else lambda: x)  # type: ignore[misc]
+        "" if name is None else str(name): lambda name=name, x=x: _of_tensor(
+            str(name), (lambda: again(name)) if is_mapped else lambda: x
+        )  # type: ignore[misc]
         for name, x in tensors.items()
         if isinstance(x, Tensor)
     }
@@ -402,18 +446,24 @@ def _pt(path: Path, choice: Choice) -> Arrays:
 def _of_tensor(name: str, whole: Callable[[], Tensor]) -> Saved:
     def read(start: int, stop: int) -> Tensor:
         tensor = whole()
-        return (tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor)[start:stop]
+        if tensor.ndim < 3:
+            return tensor[start:stop]
+        # The samples that these rows are in, first: what is not contiguous is copied.
+        inner = int(np.prod(tensor.shape[1:-1]))
+        first = start // max(inner, 1)
+        samples = tensor[first : (stop - 1) // max(inner, 1) + 1]
+        return samples.reshape(-1, tensor.shape[-1])[start - first * inner :][: stop - start]
 
     tensor = whole()
     return Saved(name, tuple(tensor.shape), tensor.dtype, read)
 
 
-def _dtype_of(array: "np.ndarray[Any, Any]", path: Path) -> torch.dtype:
+def _dtype_of(dtype: "np.dtype[Any]", path: Path) -> torch.dtype:
     try:
-        return _tensor(np.empty(0, array.dtype)).dtype
+        return _tensor(np.empty(0, dtype)).dtype
     except TypeError as error:
         raise InputError(
-            f"The numbers must be of a dtype that torch has. Got {array.dtype} in {path}. Is it bfloat16? Save it as"
+            f"The numbers must be of a dtype that torch has. Got {dtype} in {path}. Is it bfloat16? Save it as"
             " .safetensors."
         ) from error
 

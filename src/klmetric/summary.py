@@ -179,7 +179,7 @@ class KLDivergenceSummary(Accumulator):
             "max": of_rows(largest) / self._unit,
         }
         for q in self.quantiles:
-            values[_name(q)] = of_rows(histogram.quantile(counts, q, largest)) / self._unit
+            values[quantile_name(q)] = of_rows(histogram.quantile(counts, q, largest)) / self._unit
         values["agreement"] = of_rows(numbers[sketch.AGREED] / compared if count and compared == count else math.nan)
         values |= {"count": count, "infinite": int(counts[histogram.INFINITE]), "invalid": invalid}
         worst = numbers[len(numbers) - 3 * self.top :]
@@ -204,7 +204,7 @@ def _check_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
     return tuple(quantiles)
 
 
-def _name(q: float) -> str:
+def quantile_name(q: float) -> str:
     """The name of a quantile, from the digits of its percentage: p50, p99_9."""
     percent = format(Decimal(str(abs(q))) * 100, "f")
     percent = percent.rstrip("0").rstrip(".") if "." in percent else percent

@@ -1,5 +1,6 @@
 """Tables of predictions, one column for each class: .parquet and .csv, read from the beginning on."""
 
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import partial
@@ -32,12 +33,12 @@ def open_table(path: Path, choice: Choice) -> Saved:
         rows = len(ids)
     else:
         rows = sum(len(batch) for batch in _batches(path, columns[:1]))
-    if not rows:
-        raise InputError(f"A table must have rows. Got none in {path}.")
     others = {name: partial(_column, path, name) for name in schema.names if name not in (*columns, choice.id)}
     reader = _Reader(path, columns)
     shape = (rows, len(columns))
-    return Saved(str(path), shape, torch.float64, reader.read, ids=ids, others=others, is_sequential=True)
+    return Saved(
+        str(path), shape, torch.float64, reader.read, tuple(columns), ids=ids, others=others, is_sequential=True
+    )
 
 
 def _column(path: Path, name: str) -> "np.ndarray[Any, Any]":
@@ -45,6 +46,10 @@ def _column(path: Path, name: str) -> "np.ndarray[Any, Any]":
     parts = [batch.column(0).to_numpy(zero_copy_only=False) for batch in _batches(path, [name], False)]
     values = np.concatenate(parts) if parts else np.empty(0)
     return values.astype(str) if values.dtype == object else values
+
+
+# Numbers of a table that are held at once.
+NUMBERS = 2**21
 
 
 class _Reader:
@@ -74,25 +79,38 @@ class _Reader:
         return torch.from_numpy(np.concatenate(taken) if taken else self.rest[:0])
 
     def _matrix(self, batch: Any) -> "np.ndarray[Any, np.dtype[np.float64]]":
-        return np.column_stack([column.cast(pa.float64()).to_numpy(zero_copy_only=False) for column in batch.columns])
+        columns = [batch.column(name).cast(pa.float64()) for name in self.columns]
+        return np.column_stack([column.to_numpy(zero_copy_only=False) for column in columns])
 
 
 def _schema(path: Path) -> Any:
     if path.suffix == ".parquet":
-        return pq.ParquetFile(path).schema_arrow
-    with pc.open_csv(path) as reader:
-        return reader.schema
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+    else:
+        with pc.open_csv(path, _reading(path)) as reader:
+            schema = reader.schema
+    if doubled := [name for name, times in Counter(schema.names).items() if times > 1]:
+        raise InputError(f"Columns must have names of their own. Got {doubled[0]!r} twice in {path}.")
+    return schema
+
+
+def _reading(path: Path) -> Any:
+    """Blocks that hold some rows, however wide."""
+    with path.open("rb") as file:
+        columns = file.readline().count(b",") + 1
+    return pc.ReadOptions(block_size=max(2**20, 256 * columns))
 
 
 def _batches(path: Path, columns: list[str], as_floats: bool = True) -> Iterator[Any]:
     if path.suffix == ".parquet":
-        yield from pq.ParquetFile(path).iter_batches(columns=columns)
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=max(1, NUMBERS // len(columns)), columns=columns)
     else:
         # A column of whole numbers so far may go on otherwise.
         types = {field.name: pa.float64() for field in _schema(path) if as_floats and _is_number(field.type)}
-        with pc.open_csv(
-            path, convert_options=pc.ConvertOptions(include_columns=columns, column_types=types)
-        ) as reader:
+        convert = pc.ConvertOptions(include_columns=columns, column_types=types)
+        with pc.open_csv(path, _reading(path), convert_options=convert) as reader:
             yield from reader
 
 
@@ -100,6 +118,10 @@ def _columns(path: Path, schema: Any, choice: Choice) -> list[str]:
     """The classes."""
     names = [name for name in schema.names if name != choice.id]
     if choice.columns is not None:
+        if isinstance(choice.columns, tuple):  # of another table
+            if missing := sorted(set(choice.columns) - set(names)):
+                raise InputError(f"Every table must have the same classes. Got no column {missing[0]!r} in {path}.")
+            return list(choice.columns)
         patterns = [pattern.strip() for pattern in choice.columns.split(",")]
         chosen = [name for pattern in patterns for name in names if fnmatchcase(name, pattern)]
         if unmatched := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
@@ -112,7 +134,7 @@ def _columns(path: Path, schema: Any, choice: Choice) -> list[str]:
             )
         return list(dict.fromkeys(chosen))
     floats = [name for name in names if pa.types.is_floating(schema.field(name).type)]
-    if others := [name for name in names if name not in floats]:
+    if others := sorted(set(names) - set(floats)):
         raise InputError(
             f"It must be clear which columns are classes. Got {path} with {len(floats)} columns of floats, and"
             f" {_listed(others)} besides. Name the classes with --columns, and one that names the rows with --id."
