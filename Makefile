@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/klmetric demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

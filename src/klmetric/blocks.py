@@ -30,7 +30,8 @@ from klmetric.threads import available, share
 
 # Elements of p from which on the rows are shared out to threads.
 SHARED = 2**19
-# Elements of one of the three arrays that a block needs, in all threads: in float32 and in float64.
+# Elements of one of the three arrays that a block needs: in float32 and in float64. Threads that have blocks of their
+# own have half as many again together.
 BLOCK, BLOCK_OF_DOUBLE = 3 * 2**17, 2**17
 # Rows of at least this many classes start out in float32.
 WIDE = 256
@@ -144,11 +145,15 @@ def _log_mass(x: Tensor, as_logits: bool) -> Tensor:
     return torch.cat(parts, -1).logsumexp(-1)
 
 
+def _of_a_thread(block: int, threads: int) -> int:
+    return block if threads == 1 else 3 * block // (2 * threads)
+
+
 class _Double:
     """Rows computed in float64, and the memory that a block of them needs."""
 
     def __init__(self, n: int, classes: int, dtype: torch.dtype, threads: int = 1) -> None:
-        self.size = min(n, max(1, BLOCK_OF_DOUBLE // threads // classes))
+        self.size = min(n, max(1, _of_a_thread(BLOCK_OF_DOUBLE, threads) // classes))
         self.buffers = torch.empty(3, self.size, classes, dtype=torch.float64)
         self.is_double = dtype == torch.float64
         # Within which the two sums of exponentials and the textbook divergence have all their digits.
@@ -216,7 +221,7 @@ class _Single:
     """Wide rows of logits in float32, and the memory that a block of them needs."""
 
     def __init__(self, n: int, classes: int, dtype: torch.dtype, threads: int = 1) -> None:
-        self.size = min(n, max(1, BLOCK // threads // classes))
+        self.size = min(n, max(1, _of_a_thread(BLOCK, threads) // classes))
         self.threads = threads
         self.buffers = torch.empty(3, self.size, classes)
 
