@@ -26,12 +26,8 @@ from torch import Tensor
 
 from klmetric import rows
 from klmetric.options import Options
-from klmetric.threads import available, share
 
-# Elements of p from which on the rows are shared out to threads.
-SHARED = 2**19
-# Elements of one of the three arrays that a block needs: in float32 and in float64. Threads that have blocks of their
-# own have half as many again together.
+# Elements of one of the three arrays that a block needs: in float32 and in float64.
 BLOCK, BLOCK_OF_DOUBLE = 3 * 2**17, 2**17
 # Rows of at least this many classes start out in float32.
 WIDE = 256
@@ -80,17 +76,7 @@ def matrices_of(*xs: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _fill(p: Tensor, q: Tensor, out: Tensor, options: Options) -> None:
-    """Measure the rows of two matrices."""
-    n = len(p)
-    threads = min(available(), n)
-    if threads < 2 or p.numel() < SHARED:
-        _fill_rows(p, q, out, options)
-    else:
-        share(lambda rows: _fill_rows(p[rows], q[rows], out[rows], options, threads), n, threads)
-
-
-def _fill_rows(p: Tensor, q: Tensor, out: Tensor, options: Options, threads: int = 1) -> None:
-    """Measure the rows of two matrices, block by block, where so many threads do so."""
+    """Measure the rows of two matrices, block by block."""
     n, classes = p.shape
     if n == 0:
         return
@@ -99,7 +85,7 @@ def _fill_rows(p: Tensor, q: Tensor, out: Tensor, options: Options, threads: int
     wide = classes >= WIDE and out.dtype == torch.float32 and takes_as_they_stand and as_logits
     # In float64 the kernel itself converts what it takes as it stands.
     prepares = wide or not takes_as_they_stand
-    kernel = (_Single if wide else _Double)(n, min(classes, PART), out.dtype, threads)
+    kernel = (_Single if wide else _Double)(n, min(classes, PART), out.dtype)
     for start in range(0, n, kernel.size):
         block = slice(start, start + kernel.size)
         a, b, target = (p, q, out) if n <= kernel.size else (p[block], q[block], out[block])
@@ -145,15 +131,11 @@ def _log_mass(x: Tensor, as_logits: bool) -> Tensor:
     return torch.cat(parts, -1).logsumexp(-1)
 
 
-def _of_a_thread(block: int, threads: int) -> int:
-    return block if threads == 1 else 3 * block // (2 * threads)
-
-
 class _Double:
     """Rows computed in float64, and the memory that a block of them needs."""
 
-    def __init__(self, n: int, classes: int, dtype: torch.dtype, threads: int = 1) -> None:
-        self.size = min(n, max(1, _of_a_thread(BLOCK_OF_DOUBLE, threads) // classes))
+    def __init__(self, n: int, classes: int, dtype: torch.dtype) -> None:
+        self.size = min(n, max(1, BLOCK_OF_DOUBLE // classes))
         self.buffers = torch.empty(3, self.size, classes, dtype=torch.float64)
         self.is_double = dtype == torch.float64
         # Within which the two sums of exponentials and the textbook divergence have all their digits.
@@ -220,9 +202,8 @@ class _Double:
 class _Single:
     """Wide rows of logits in float32, and the memory that a block of them needs."""
 
-    def __init__(self, n: int, classes: int, dtype: torch.dtype, threads: int = 1) -> None:
-        self.size = min(n, max(1, _of_a_thread(BLOCK, threads) // classes))
-        self.threads = threads
+    def __init__(self, n: int, classes: int, dtype: torch.dtype) -> None:
+        self.size = min(n, max(1, BLOCK // classes))
         self.buffers = torch.empty(3, self.size, classes)
 
     def __call__(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
@@ -289,7 +270,7 @@ class _Single:
 
     def _in_double(self, a: Tensor, b: Tensor) -> Tensor:
         out = torch.empty(len(a))
-        kernel = _Double(len(a), a.shape[1], torch.float32, self.threads)
+        kernel = _Double(len(a), a.shape[1], torch.float32)
         for start in range(0, len(a), kernel.size):
             block = slice(start, start + kernel.size)
             out[block] = kernel(a[block], b[block], True)
