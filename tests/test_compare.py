@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -159,7 +160,7 @@ class TestFormats:
         if suffix == ".parquet":
             pq.write_table(table, q)
         else:
-            pa.csv.write_csv(table, q)
+            pa_csv.write_csv(table, q)
         values = expected(data["full"].double(), data["int8"].double())
         report = report_of(p, q, "--id", "id", "--batch-rows", 100, "--worst", 1)
         agree(report["models"][0], values)
@@ -168,7 +169,7 @@ class TestFormats:
         assert report["models"][0]["worst"][0]["sample"] == kl.compute().argmax()
         assert report["models"][0]["worst"][0]["id"] == f"row {report['models'][0]['worst'][0]['sample']}"
         labels = tmp_path / "labels.csv"
-        pa.csv.write_csv(pa.table({"id": columns[0], "digit": [f"{k % 3}" for k in order.tolist()]}), labels)
+        pa_csv.write_csv(pa.table({"id": columns[0], "digit": [f"{k % 3}" for k in order.tolist()]}), labels)
         grouped = report_of(p, q, "--id", "id", "--groups", labels)["models"][0]["groups"]
         agree(grouped["1"], expected(data["full"].double()[1::3], data["int8"].double()[1::3]))
         forgotten = run(p, q, "--columns", "class_*", code=2).stderr
@@ -358,7 +359,7 @@ class TestReport:
         table = pa.table({"group": labels})
         {
             ".npy": lambda: np.save(path, labels),
-            ".csv": lambda: pa.csv.write_csv(table, path),
+            ".csv": lambda: pa_csv.write_csv(table, path),
             ".parquet": lambda: pq.write_table(table, path),
         }[suffix]()
         report = report_of(files["full"], files["int8"], "--groups", path)
@@ -468,7 +469,7 @@ class TestWhatWasWrongOnce:
         table = pa.table({"w": weight.numpy()})
         {
             ".npz": lambda: np.savez(path, w=weight),
-            ".csv": lambda: pa.csv.write_csv(table, path),
+            ".csv": lambda: pa_csv.write_csv(table, path),
             ".parquet": lambda: pq.write_table(table, path),
         }[suffix]()
         threads = torch.get_num_threads()
@@ -487,7 +488,7 @@ class TestWhatWasWrongOnce:
 
         def write(x, path, columns):
             table = pa.table({names[k]: x[:, k].numpy() for k in columns})
-            pa.csv.write_csv(table, path) if suffix == ".csv" else pq.write_table(table, path)
+            pa_csv.write_csv(table, path) if suffix == ".csv" else pq.write_table(table, path)
 
         p, q = tmp_path / f"p{suffix}", tmp_path / "q"
         q.mkdir()

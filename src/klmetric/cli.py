@@ -1,4 +1,4 @@
-"""The command line. Exit status: 0 done, 1 a result that was asked to fail on, 2 bad input."""
+"""The command line. Exit status: 0 done, 1 a result that was asked to fail on, 2 bad input, 130 interrupted."""
 
 import re
 from pathlib import Path

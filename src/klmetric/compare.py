@@ -1,6 +1,5 @@
 """Saved predictions of several models measured against a reference, in one pass and in constant memory."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from klmetric import paired, pairs, sketch, totals
 from klmetric.distributed import gather
 from klmetric.inputs import Rows, fault, measure
 from klmetric.llama import storage_error
-from klmetric.options import Format, Options
+from klmetric.options import Format, Options, check_base
 from klmetric.saved import InputError, Saved
 from klmetric.summary import KLDivergenceSummary
 
@@ -104,19 +103,24 @@ class Comparison:
         """Whether it was ended before all samples were measured."""
         return self.samples < self.task.samples
 
+    @property
+    def unit(self) -> float:
+        """The nats in one unit."""
+        return check_base(self.task.base)
+
     def difference(self, i: int, j: int) -> tuple[float, float]:
         """Mean of model i less that of model j, over the same rows, and its standard error, in the unit of `base`."""
         sign = 1 if i < j else -1
         mean, error = paired.difference(self.differences[min(i, j), max(i, j)])
-        unit = math.log(self.task.base) if self.task.base else 1.0
-        return sign * mean / unit + 0.0, error / unit  # not -0
+        return sign * mean / self.unit + 0.0, error / self.unit  # not -0
 
     def storage_error(self, measured: Measured) -> tuple[float, float] | None:
-        """What rounding in the files can add to the mean, in nats; None where nothing was rounded to a grid."""
+        """What rounding in the files can add to the mean, in the unit of `base`; None where nothing was rounded."""
         if not (self.step or measured.step):
             return None
         mean = totals.value(measured.summary.totals.tolist(), "mean", "ignore")
-        return storage_error(self.step, measured.step, mean)
+        usual, largest = storage_error(self.step, measured.step, mean)
+        return usual / self.unit, largest / self.unit
 
 
 def empty(task: Task) -> Comparison:

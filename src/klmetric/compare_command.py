@@ -31,12 +31,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from klmetric import histogram, sketch
+from klmetric import sketch
 from klmetric.beside import labels_of, weights_of
 from klmetric.cli import LIMIT
 from klmetric.compare import Comparison, Task, empty, measure_share, merge_over_processes
-from klmetric.options import FORMATS, Options, check_base, check_choice, check_options
-from klmetric.report import as_dict, exceeded, show, to_csv, to_json, to_markdown, unit_name
+from klmetric.options import FORMATS, Options, check_base, check_choice, check_options, unit_name
+from klmetric.report import as_dict, exceeded, show, to_csv, to_json, to_markdown
 from klmetric.saved import Choice, InputError, Saved, in_the_order_of, open_saved
 from klmetric.summary import QUANTILES, quantile_name
 
@@ -192,11 +192,9 @@ def _plot(path: Path, result: Comparison, names: list[str], sorted_names: list[s
     summaries = {name: measured.summary for name, measured in zip(names, result.models, strict=True)}
     for name in sorted_names:  # as in the table
         summary = summaries[name]
-        counts = summary.totals[sketch.BINS : sketch.BINS + histogram.size(summary._bits)]
-        models[name] = (counts, summary.compute()["mean"].item())
+        models[name] = (sketch.bins(summary.totals, summary._bits), summary.compute()["mean"].item())
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    base = result.task.base
-    draw_several(axis, models, result.models[0].summary._bits, math.log(base) if base else 1.0, unit_name(base))
+    draw_several(axis, models, result.models[0].summary._bits, result.unit, unit_name(result.task.base))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -78,6 +78,11 @@ def check_base(base: float | None) -> float:
     return math.log(base)
 
 
+def unit_name(base: float | None) -> str:
+    """The name of the unit that `base` makes."""
+    return "nats" if base is None else "bits" if base == 2 else f"base {base:g}"
+
+
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise unless `value` is one of `allowed`, with the nearest of them as the likely fix."""
     if isinstance(value, str) and value in allowed:

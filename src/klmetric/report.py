@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from klmetric.compare import Comparison, Measured
+from klmetric.options import unit_name
 from klmetric.saved import Saved
 from klmetric.summary import KLDivergenceSummary
 
@@ -62,11 +63,6 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
     }
 
 
-def unit_name(base: float | None) -> str:
-    """The name of the unit."""
-    return "nats" if base is None else "bits" if base == 2 else f"base {base:g}"
-
-
 def _computed(summary: KLDivergenceSummary) -> Value:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # rows that are left out are counted in the report
@@ -90,8 +86,7 @@ def _difference(comparison: Comparison, k: int, best: int, names: list[str]) -> 
 
 def _storage_error(comparison: Comparison, measured: Measured) -> Value:
     error = comparison.storage_error(measured)
-    unit = math.log(comparison.task.base) if comparison.task.base else 1.0
-    return {} if error is None else {"storage_error": {"usual": error[0] / unit, "largest": error[1] / unit}}
+    return {} if error is None else {"storage_error": dict(zip(("usual", "largest"), error, strict=True))}
 
 
 def _worst_of(summary: KLDivergenceSummary, reference: Saved) -> list[Value]:

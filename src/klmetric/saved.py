@@ -1,12 +1,13 @@
 """Saved predictions as rows of classes: what a file or a folder holds, and how a stretch of its rows is read.
 
-Nothing is held: every reading maps the file anew and lets go of it, so memory does not grow with its size.
+Every reading maps the file anew and lets go of it, or reads on where the one before has ended, so memory does not grow
+with its size. (A .pt file of the old kind alone has to be held.)
 """
 
 import re
 import zipfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -175,11 +176,11 @@ def _open_file(path: Path, choice: Choice, in_folder: bool) -> list[Saved]:
     if path.suffix in SINGLE or (key is None and len(arrays) == 1):
         names = list(arrays)
     elif key is None:
-        raise InputError(f"`--key` must say which array to take. Got {path} with {_listed(arrays)}.")
+        raise InputError(f"`--key` must say which array to take. Got {path} with {listed(arrays)}.")
     else:
         names = sorted((name for name in arrays if fnmatchcase(name, key)), key=_natural)
         if not names and not in_folder:  # where another shard may have it
-            raise InputError(f"`--key` must match an array. Got {key!r}, and {path} has {_listed(arrays)}.")
+            raise InputError(f"`--key` must match an array. Got {key!r}, and {path} has {listed(arrays)}.")
     with _as_bad_input(path):
         opened = [arrays[name]() for name in names]
     return [
@@ -196,8 +197,9 @@ def _guarded(read: Callable[[int, int], Tensor], path: Path) -> Callable[[int, i
     return guarded
 
 
-def _listed(arrays: Mapping[str, object]) -> str:
-    names = sorted(arrays)
+def listed(names: Iterable[str]) -> str:
+    """Some of the names, for a message."""
+    names = list(names)
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 

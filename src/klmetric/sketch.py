@@ -38,6 +38,11 @@ def empty(options: Options, bits: int, top: int) -> Tensor:
     return torch.cat([head, head.new_zeros(BINS - totals.SIZE + histogram.size(bits)), head.new_full((3 * top,), -1)])
 
 
+def bins(sketch: Tensor, bits: int) -> Tensor:
+    """The counts of the bins, on the CPU."""
+    return sketch[BINS : BINS + histogram.size(bits)].cpu()
+
+
 def merge(parts: Tensor, top: int) -> Tensor:
     """The sketch of all data together, from the sketches of its parts in order, shape (parts, ...)."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from klmetric import histogram, sketch, totals
 from klmetric.accumulator import Accumulator
 from klmetric.inputs import Rows
-from klmetric.options import Direction, Format, NanStrategy, check_options, is_number
+from klmetric.options import Direction, Format, NanStrategy, check_options, is_number, unit_name
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
@@ -133,9 +133,9 @@ class KLDivergenceSummary(Accumulator):
         from klmetric.picture import draw  # matplotlib is an optional dependency
 
         with self.sync_context(should_sync=self.sync_on_compute and not self._is_synced):
-            counts = self.totals[sketch.BINS : sketch.BINS + histogram.size(self._bits)].cpu()
+            counts = sketch.bins(self.totals, self._bits)
             values = self._values(self.totals.tolist(), counts)
-        return draw(ax, counts, self._bits, values, self._unit, "nats" if self.base is None else f"base {self.base}")
+        return draw(ax, counts, self._bits, values, self._unit, unit_name(self.base))
 
     def _own_options(self) -> dict[str, tuple[Any, Any]]:
         accuracy = (self.relative_accuracy, 0.01)
@@ -156,7 +156,7 @@ class KLDivergenceSummary(Accumulator):
     def _result(self, sums: Tensor, rows: list[Tensor], stacklevel: int) -> dict[str, Tensor]:
         numbers = sums.tolist()
         self._warn_of_invalid(numbers, stacklevel)
-        counts = sums[sketch.BINS : sketch.BINS + histogram.size(self._bits)].cpu()
+        counts = sketch.bins(sums, self._bits)
         return {
             name: torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else self.dtype, device=self.device)
             for name, value in self._values(numbers, counts).items()

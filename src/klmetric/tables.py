@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from klmetric.saved import Choice, InputError, Saved
+from klmetric.saved import Choice, InputError, Saved, listed
 
 
 def open_table(path: Path, choice: Choice) -> Saved:
@@ -25,7 +25,7 @@ def open_table(path: Path, choice: Choice) -> Saved:
     """
     schema = _schema(path)
     if choice.id is not None and choice.id not in schema.names:
-        raise InputError(f"`--id` must be a column. Got {choice.id!r}, and {path} has {_listed(schema.names)}.")
+        raise InputError(f"`--id` must be a column. Got {choice.id!r}, and {path} has {listed(schema.names)}.")
     columns = _columns(path, schema, choice)
     ids = None
     if choice.id is not None:
@@ -125,9 +125,7 @@ def _columns(path: Path, schema: Any, choice: Choice) -> list[str]:
         patterns = [pattern.strip() for pattern in choice.columns.split(",")]
         chosen = [name for pattern in patterns for name in names if fnmatchcase(name, pattern)]
         if unmatched := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
-            raise InputError(
-                f"`--columns` must be of the table. Got {unmatched[0]!r}, and {path} has {_listed(names)}."
-            )
+            raise InputError(f"`--columns` must be of the table. Got {unmatched[0]!r}, and {path} has {listed(names)}.")
         if bad := [name for name in chosen if not _is_number(schema.field(name).type)]:
             raise InputError(
                 f"Classes must be numbers. Got column {bad[0]!r} of {schema.field(bad[0]).type} in {path}."
@@ -137,17 +135,13 @@ def _columns(path: Path, schema: Any, choice: Choice) -> list[str]:
     if others := sorted(set(names) - set(floats)):
         raise InputError(
             f"It must be clear which columns are classes. Got {path} with {len(floats)} columns of floats, and"
-            f" {_listed(others)} besides. Name the classes with --columns, and one that names the rows with --id."
+            f" {listed(others)} besides. Name the classes with --columns, and one that names the rows with --id."
         )
     return floats
 
 
 def _is_number(kind: Any) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 
 def labels(path: Path, id_column: str | None) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]":
@@ -158,7 +152,7 @@ def labels(path: Path, id_column: str | None) -> "tuple[np.ndarray[Any, Any], np
         others = [name for name in names if name != id_column]
         if len(others) != 1:
             raise InputError(
-                f"It must be clear which column has the groups. Got {path} with {_listed(names)}. Leave one, and that"
+                f"It must be clear which column has the groups. Got {path} with {listed(names)}. Leave one, and that"
                 " of --id."
             )
         return _column(path, others[0]), ids
