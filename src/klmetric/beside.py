@@ -1,6 +1,7 @@
 """What lies beside predictions: masks, weights and groups, one entry for each sample or for each row."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klmetric.saved import Choice, InputError, Saved, open_saved
+from klmetric.saved import TABLES, Choice, HeaderError, InputError, Saved, ending, open_saved
 
 OfRows = Callable[[int, int], Tensor]
 
@@ -21,7 +22,8 @@ def weights_of(mask: Path | None, weight: Path | None, predictions: Saved) -> Of
     factors = []
     for option, path in (("--mask", mask), ("--weight", weight)):
         if path is not None:
-            factors.append(_checked(_spread(_opened(path, option), predictions, option, path), option, path))
+            saved = _opened(path, option, predictions.shape[0])
+            factors.append(_checked(_spread(saved, predictions, option, path), option, path))
     if not factors:
         return None
 
@@ -39,7 +41,7 @@ def labels_of(path: Path, predictions: Saved, id_column: str | None) -> tuple[Of
 
     They are in the order of the predictions, or have ids by which they are brought into it.
     """
-    labels, ids = _labels(path, id_column)
+    labels, ids = _labels(path, id_column, predictions.shape[0])
     if ids is not None and predictions.ids is not None:
         if len(ids) != len(np.unique(ids)) or not np.array_equal(np.sort(ids), np.sort(predictions.ids)):
             raise InputError(f"--groups must have the ids of the predictions, each once. Got others in {path}.")
@@ -58,31 +60,40 @@ def labels_of(path: Path, predictions: Saved, id_column: str | None) -> tuple[Of
     return _spread(saved, predictions, "--groups", path), list(map(str, names))
 
 
-def _opened(path: Path, option: str) -> Saved:
+def _opened(path: Path, option: str, samples: int) -> Saved:
+    """Where it is not clear whether a table has a header, the number of its rows says so."""
+    choice = Choice(columns="*")
     try:
-        return open_saved(path, Choice(columns="*"))
+        try:
+            return open_saved(path, choice)
+        except HeaderError:
+            without = open_saved(path, replace(choice, header=False))
+            return open_saved(path, replace(choice, header=True)) if without.shape[0] == samples + 1 else without
     except InputError as error:
         raise InputError(f"{option}: {error}") from error
 
 
-def _labels(path: Path, id_column: str | None) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]":
+def _labels(
+    path: Path, id_column: str | None, samples: int
+) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]":
     if not path.exists():
         raise InputError(f"--groups must name a file. Got {path}, which is not there.")
-    if path.suffix == ".txt":
+    kind = ending(path)
+    if kind == ".txt":
         try:
             return np.array(path.read_text(encoding="utf-8").splitlines()), None
         except UnicodeDecodeError as error:
             raise InputError(f"--groups must be text in UTF-8. Got {path}: {error}") from error
-    if path.suffix in (".csv", ".parquet"):
+    if kind in TABLES:
         from klmetric.tables import labels
 
-        return labels(path, id_column)
-    if path.suffix == ".npy":
+        return labels(path, id_column, samples)
+    if kind == ".npy":
         try:
             return np.load(path, allow_pickle=False), None
         except (ValueError, OSError, EOFError) as error:
             raise InputError(f"--groups: {path} cannot be read as .npy: {error}") from error
-    raise InputError(f"--groups must be a .txt, .csv, .parquet or .npy file. Got {path}.")
+    raise InputError(f"--groups must be a file of {', '.join(('.txt', '.npy', *TABLES))}. Got {path}.")
 
 
 def _spread(saved: Saved, predictions: Saved, option: str, path: Path) -> OfRows:

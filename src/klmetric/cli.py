@@ -88,7 +88,13 @@ def compare_command(
     key: Annotated[
         str | None, typer.Option(help="The array to take of a file of several; logits.* for a row of them.")
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="The classes in a table, as in 'a,b,c' or 'p_*'.")] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="The classes in a table, as in 'a,b,c' or 'p_*'; twice if those of the models differ."),
+    ] = None,
+    header: Annotated[
+        bool | None, typer.Option("--header/--no-header", help="Whether the first row of a table names its columns.")
+    ] = None,
     id_column: Annotated[
         str | None, typer.Option("--id", help="The column of a table by which rows are aligned.")
     ] = None,
@@ -131,10 +137,10 @@ def compare_command(
 ) -> None:
     """Measure saved predictions against a reference: KL(p‖q) of every row, with p the reference.
 
-    Each of REFERENCE and MODEL is a file, or a folder of shards: .npy, .npz, .safetensors, .pt, .parquet, .csv, or a
-    .kld file of llama.cpp; with the axes (rows, classes) or (samples, positions, classes). They are read in pieces, so
-    they may be larger than memory. Under torchrun (`torchrun --nproc-per-node 4 -m klmetric compare ...`) each process
-    takes a share of the samples.
+    Each of REFERENCE and MODEL is a file, or a folder of shards: .npy, .npz, .safetensors, .pt, .parquet, .csv, .tsv,
+    .arrow, a dataset of Hugging Face, or a .kld file of llama.cpp; with the axes (rows, classes) or (samples,
+    positions, classes). They are read in pieces, so they may be larger than memory. Under torchrun (`torchrun
+    --nproc-per-node 4 -m klmetric compare ...`) each process takes a share of the samples.
 
         klmetric compare float32.npy int8.npy bf16.npy --input-format logits --fail-above mean=0.01 p99=0.2
 

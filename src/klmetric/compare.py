@@ -208,7 +208,7 @@ class _Read:
 
     weight: Tensor
     labels: Tensor
-    predictions: dict[str, Tensor]
+    predictions: dict[int, Tensor]  # by id, because one file may be read twice, for other columns of it
 
 
 def _read_in_order(result: Comparison, start: int, stop: int) -> _Read:
@@ -217,7 +217,7 @@ def _read_in_order(result: Comparison, start: int, stop: int) -> _Read:
     return _Read(
         torch.ones(stop - start) if task.weight is None else task.weight(start, stop),
         torch.zeros(stop - start, dtype=torch.int64) if task.labels is None else task.labels(start, stop),
-        {saved.name: saved.read(start, stop) for saved in every if saved.is_sequential},
+        {id(saved): saved.read(start, stop) for saved in every if saved.is_sequential},
     )
 
 
@@ -292,7 +292,7 @@ def _measure(result: Comparison, start: int, stop: int, read: _Read, is_first: b
 
     def rows_of(saved: Saved) -> Tensor:
         known = read.predictions
-        x = known[saved.name] if saved.name in known else saved.read(start, stop)
+        x = known[id(saved)] if id(saved) in known else saved.read(start, stop)
         return x[:, : task.classes]
 
     p = rows_of(task.reference)

@@ -51,7 +51,8 @@ class Arguments:
     paths: list[Path]  # of the reference and the models
     input_format: str | None
     key: str | None
-    columns: str | None
+    columns: list[str] | None
+    header: bool | None
     id_column: str | None
     classes: int | None
     direction: str
@@ -130,7 +131,7 @@ def _run(arguments: Arguments, rank: int, processes: int) -> int:
 
 def _more_options(arguments: Arguments) -> dict[str, Any]:
     """What decides a report, besides the options of the metric."""
-    names = ("key", "columns", "id_column", "limit", "mask", "weight", "groups")
+    names = ("key", "columns", "header", "id_column", "limit", "mask", "weight", "groups")
     return {name: str(x) if isinstance(x := getattr(arguments, name), Path) else x for name in names}
 
 
@@ -237,10 +238,12 @@ def _quantile(key: str) -> float | None:
 
 
 def _task(arguments: Arguments, limits: dict[str, float]) -> Task:
-    choice = Choice(arguments.key, arguments.columns, arguments.id_column)
+    columns = arguments.columns or []
+    if len(columns) > 2:
+        raise InputError(f"--columns must be given once, or twice: for the reference, and the models. Got {columns}.")
+    choice = Choice(arguments.key, next(iter(columns), None), arguments.id_column, arguments.header)
     reference = open_saved(arguments.paths[0], choice)
-    if reference.columns is not None:  # the classes of the models, by name
-        choice = replace(choice, columns=reference.columns)
+    choice = replace(choice, columns=next(reversed(columns), None), classes=reference.columns)
     models = [open_saved(path, choice) for path in arguments.paths[1:]]
     for saved in (reference, *models):
         _check_array(saved)

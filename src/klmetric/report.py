@@ -40,6 +40,8 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
         "reference": task.reference.name,
         "unit": unit_name(task.base),
         "samples": comparison.samples,
+        "classes": task.classes or task.reference.classes,
+        **_source(task.reference),
         "partial": comparison.is_partial,
         "options": {
             "input_format": list(task.options.input_format),
@@ -52,6 +54,7 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
             {
                 "name": names[k],
                 "path": comparison.models[k].saved.name,
+                **_source(comparison.models[k].saved),
                 **values[k],
                 **_difference(comparison, k, order[0], names),
                 **_storage_error(comparison, comparison.models[k]),
@@ -61,6 +64,11 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
             for k in order
         ],
     }
+
+
+def _source(saved: Saved) -> Value:
+    """Which columns of a table the classes are."""
+    return {} if saved.source is None else {"columns": saved.source}
 
 
 def _computed(summary: KLDivergenceSummary) -> Value:
@@ -130,7 +138,7 @@ def to_csv(report: Value) -> str:
     for model in report["models"]:
         difference = {f"difference_{key}": value for key, value in model.get("difference", {}).items()}
         scalars = {key: value for key, value in model.items() if not isinstance(value, (dict, list))}
-        lines.append({"name": model["name"], "group": "", **scalars, **difference})
+        lines.append({"name": model["name"], "group": "", "classes": report["classes"], **scalars, **difference})
         lines += [{"name": model["name"], "group": name, **group} for name, group in model.get("groups", {}).items()]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
@@ -156,7 +164,7 @@ def exceeded(report: Value, above: dict[str, float], below: dict[str, float]) ->
 
 # --- Tables
 
-_SKIPPED = ("name", "path", "difference", "storage_error", "worst", "groups", "low", "high")
+_SKIPPED = ("name", "path", "columns", "difference", "storage_error", "worst", "groups", "low", "high")
 
 
 def _cells(models: list[Value]) -> list[tuple[str, list[str]]]:
@@ -221,7 +229,9 @@ def _sections(report: Value) -> list[tuple[str, list[str], list[list[str]]]]:
 
 def _notes(report: Value) -> list[str]:
     """What is to be said to the tables."""
-    notes = []
+    both = [(report["reference"], report), *((model["path"], model) for model in report["models"])]
+    sources = [f"{one['columns']} of {path}" for path, one in both if "columns" in one]
+    notes = [f"{report['classes']:,} classes{': ' if sources else ''}{'; '.join(sources)}."]
     for model in report["models"]:
         if model["infinite"]:
             notes.append(

@@ -29,6 +29,10 @@ class InputError(Exception):
     """Input that cannot be measured: the rule, what arrived, and what to do."""
 
 
+class HeaderError(InputError):
+    """The first row of a table may name its columns, or be the first of the data."""
+
+
 @dataclass(frozen=True)
 class Saved:
     """An array on disk, of (rows, classes) or (samples, positions, classes).
@@ -38,7 +42,8 @@ class Saved:
         shape: of the array.
         dtype: of its numbers.
         read: gives the rows from one number to another, shape (rows, classes).
-        columns: the names of the classes, where there are any.
+        columns: of a table: the column of each class, by what names the class in every table.
+        source: of a table: which columns the classes are, for the report.
         ids: of the rows, where there are any.
         input_format: where the file says what its numbers are.
         tokens: that the predictions are of, where the file says so.
@@ -52,7 +57,8 @@ class Saved:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[int, int], Tensor]
-    columns: tuple[str, ...] | None = None
+    columns: Mapping[str, str] | None = None
+    source: str | None = None
     ids: "np.ndarray[Any, Any] | None" = None
     input_format: Format | None = None
     tokens: "np.ndarray[Any, Any] | None" = None
@@ -82,14 +88,17 @@ class Choice:
 
     Attributes:
         key: the name of the array, or a pattern of names of arrays that follow one another.
-        columns: of a table: names and patterns, with commas between, or a tuple of names; None for every column of
-            floats.
+        columns: of a table: names and patterns, with commas between; None for those that are recognised.
         id: of a table: the column that names the rows.
+        header: of a table of text: whether its first row names the columns; None to see.
+        classes: of a table: the classes of another one (its `Saved.columns`), to be taken in the same order.
     """
 
     key: str | None = None
-    columns: str | tuple[str, ...] | None = None
+    columns: str | None = None
     id: str | None = None
+    header: bool | None = None
+    classes: Mapping[str, str] | None = None
 
 
 def open_saved(path: Path, choice: Choice) -> Saved:
@@ -108,8 +117,8 @@ def open_saved(path: Path, choice: Choice) -> Saved:
     for file in files:
         parts += _open_file(file, choice, in_folder=len(files) > 1)
         if parts and parts[0].columns is not None:  # the classes of the other shards, in this order
-            choice = replace(choice, columns=parts[0].columns)
-    if any(file.suffix == ".safetensors" for file in files) and choice.key is not None and index:
+            choice = replace(choice, classes=parts[0].columns)
+    if any(ending(file) == ".safetensors" for file in files) and choice.key is not None and index:
         parts.sort(key=lambda part: _natural(part.name.partition("[")[2]))  # an index gives each array one file
     if not parts:
         raise InputError(f"`--key` must match an array. Got {choice.key!r}, and no shard of {path} has one.")
@@ -120,6 +129,13 @@ def _index_of(path: Path) -> Path | None:
     """The index of the shards, if there is one."""
     if not path.is_dir():
         return path if path.name.endswith(".index.json") else None
+    if (state := path / "state.json").exists():  # of a Dataset that save_to_disk wrote
+        return state
+    if (path / "dataset_dict.json").exists():
+        splits = listed(sorted(folder.name for folder in path.iterdir() if folder.is_dir()))
+        raise InputError(
+            f"A folder must hold one dataset. Got {path} with the splits {splits}. Name the folder of one."
+        )
     indices = sorted(path.glob("*.index.json"))
     if len(indices) > 1:
         raise InputError(f"A folder must have one index. Got {', '.join(i.name for i in indices)} in {path}. Name one.")
@@ -127,8 +143,8 @@ def _index_of(path: Path) -> Path | None:
 
 
 def _shards_of_folder(folder: Path) -> list[Path]:
-    files = [file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")]
-    kinds = {file.suffix for file in files}
+    files = [file for file in folder.iterdir() if ending(file) in SUFFIXES and not file.name.startswith(".")]
+    kinds = {ending(file) for file in files}
     if not files or len(kinds) > 1:
         what = "none" if not files else f"some of each of {sorted(kinds)}"
         raise InputError(
@@ -150,14 +166,33 @@ def _shards_of_folder(folder: Path) -> list[Path]:
 
 
 def _shards_of_index(index: Path) -> list[Path]:
+    is_dataset = index.name == "state.json"
     try:
-        names = sorted(set(loads(index.read_text())["weight_map"].values()), key=_natural)
+        content = loads(index.read_text())
+        if is_dataset:
+            names = [file["filename"] for file in content["_data_files"]]
+        else:
+            names = sorted(set(content["weight_map"].values()), key=_natural)
     except (JSONDecodeError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"An index must have a weight_map of names to files. Got {index}: {error!r}.") from error
+        what = "_data_files, a list of files" if is_dataset else "a weight_map of names to files"
+        raise InputError(f"An index must have {what}. Got {index}: {error!r}.") from error
+    if is_dataset and (content.get("_indices_data_files") or content.get("_indices_files")):
+        raise InputError(
+            f"A dataset must hold its rows in their order. Got {index} with indices of rows. Save it once more, after"
+            " flatten_indices()."
+        )
+    if not names:
+        raise InputError(f"An index must name files. Got {index} with none.")
     files = [index.parent / name for name in names]
     if missing := [file.name for file in files if not file.exists()]:
         raise InputError(f"Every shard must be there. Got {index} that names {missing[0]}, and no such file.")
     return files
+
+
+def ending(path: Path) -> str:
+    """What a name ends in: .csv, .CSV as well, and .csv.gz."""
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix + (".gz" if name.endswith(".gz") else "")
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -166,14 +201,14 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _open_file(path: Path, choice: Choice, in_folder: bool) -> list[Saved]:
-    if path.suffix not in SUFFIXES:
+    if ending(path) not in SUFFIXES:
         raise InputError(f"A file must be one of {', '.join(SUFFIXES)}. Got {path}. Save the array in one of these.")
     if path.stat().st_size == 0:
         raise InputError(f"A file must hold an array. Got {path}, which is empty. Was it written to the end?")
     with _as_bad_input(path):
-        arrays = SUFFIXES[path.suffix](path, choice)
+        arrays = SUFFIXES[ending(path)](path, choice)
     key = choice.key
-    if path.suffix in SINGLE or (key is None and len(arrays) == 1):
+    if ending(path) in SINGLE or (key is None and len(arrays) == 1):
         names = list(arrays)
     elif key is None:
         raise InputError(f"`--key` must say which array to take. Got {path} with {listed(arrays)}.")
@@ -219,7 +254,9 @@ def _as_bad_input(path: Path) -> Iterator[None]:
         ) from error
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path} cannot be read as {path.suffix}: {reason}. Is it whole, and of that kind?") from error
+        raise InputError(
+            f"{path} cannot be read as {ending(path)}: {reason}. Is it whole, and of that kind?"
+        ) from error
 
 
 def _one_after_the_other(parts: list[Saved]) -> Saved:
@@ -290,6 +327,7 @@ def in_the_order_of(ids: "np.ndarray[Any, Any]", saved: Saved) -> Saved:
     if np.array_equal(ids, own):
         return saved
     order = np.argsort(own)[np.argsort(np.argsort(ids))]
+    order = (order[:, None] * saved.positions + np.arange(saved.positions)).ravel()  # of rows
     return replace(saved, read=_at_random(saved, order), ids=ids, is_sequential=True)
 
 
@@ -494,7 +532,13 @@ SUFFIXES: dict[str, Callable[[Path, Choice], Arrays]] = {
     ".pth": _pt,
     ".parquet": _table,
     ".csv": _table,
+    ".csv.gz": _table,
+    ".tsv": _table,
+    ".tsv.gz": _table,
+    ".arrow": _table,
+    ".feather": _table,
     ".kld": _kld,
 }
+TABLES = tuple(suffix for suffix, opened in SUFFIXES.items() if opened is _table)
 # Files of one array, which has no name.
-SINGLE = (".npy", ".parquet", ".csv", ".kld")
+SINGLE = (".npy", ".kld", *TABLES)
