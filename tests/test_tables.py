@@ -120,6 +120,19 @@ class TestHeader:
         np.save(p_array, change(P))
         assert model_of(p, p_array, "--columns", "*")["mean"] == 0
 
+    def test_what_numpy_writes(self, tmp_path):
+        for options in ({}, {"delimiter": ","}, {"delimiter": ", "}, {"delimiter": ";", "fmt": "%.17g"}):
+            for name, x in (("p", P), ("q", Q)):
+                np.savetxt(tmp_path / f"{name}.csv", x, **options)
+            measures(mean_kl(P, Q), tmp_path / "p.csv", tmp_path / "q.csv")
+
+    def test_a_long_line(self, tmp_path):
+        """Longer than Python's csv allows a cell to be."""
+        x = RNG.normal(size=(3, 10_000))
+        path = text(tmp_path / "p.csv", x, number="{:.17e}".format)
+        y = text(tmp_path / "q.csv", x + 0.1 * (x > 0), number="{:.17e}".format)
+        measures(mean_kl(x, x + 0.1 * (x > 0)), path, y)
+
     @pytest.mark.parametrize("first", [0, 1])
     def test_a_first_row_that_counts_is_a_header(self, tmp_path, npy, first):
         names = range(first, first + CLASSES)
@@ -208,6 +221,12 @@ class TestHeaderBeside:
         groups = model_of(*npy, "--groups", path)["groups"]
         assert {name: group["count"] for name, group in groups.items()} == {str(label): 20 for label in labels}
         assert groups[str(labels[0])]["mean"] == pytest.approx(mean_kl(P[::2], Q[::2]), rel=1e-9)
+
+    @pytest.mark.parametrize("suffix", [".csv.gz", ".tsv", ".parquet", ".arrow"])
+    def test_damaged_groups(self, tmp_path, npy, suffix):
+        path = tmp_path / f"groups{suffix}"
+        path.write_bytes(b"\x1f\x8b\x00\x01 no such file " * 20)
+        raises(f"{path} cannot be read as {suffix}", *npy, "--groups", path)
 
     def test_a_mask_of_another_length(self, tmp_path, npy):
         path = text(tmp_path / "mask.csv", np.ones((ROWS + 2, 1)), number=lambda x: str(int(x)))
@@ -328,7 +347,9 @@ class TestColumns:
         """They were dropped without a word."""
         pq.write_table(table_of(P[:, :8], NAMES[:8]), tmp_path / "p.parquet")
         pq.write_table(table_of(Q), tmp_path / "q.parquet")
-        raises("the same classes. Got one more column, 'p_8' in", tmp_path / "p.parquet", tmp_path / "q.parquet")
+        pair = tmp_path / "p.parquet", tmp_path / "q.parquet"
+        raises("If the last 3 are padding, say --classes 8.", *pair)
+        measures(mean_kl(P[:, :8], Q[:, :8]), *pair, "--classes", 8)
 
     @pytest.mark.parametrize(
         ("names", "message"),

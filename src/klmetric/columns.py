@@ -81,19 +81,18 @@ def named(patterns: str, names: list[str], path: Path) -> dict[str, str]:
 
 
 def in_the_order_of(other: Mapping[str, str], own: dict[str, str], path: Path) -> dict[str, str]:
-    """The columns of the classes of another table.
+    """The columns of the classes of another table, and then what more there is: it may be padding.
 
     Raises:
-        InputError: if they are not the same.
+        InputError: if one is missing.
     """
-    for have, wanted, text in ((own, other, "no column"), (other, own, "one more column,")):
-        if missing := [name for key, name in wanted.items() if key not in have]:
-            raise InputError(
-                f"Every table must have the same classes. Got {text} {missing[0]!r} in {path}, of"
-                f" {described(own.values())} for {described(other.values())}. Name the classes with --columns, twice if"
-                " those of the models differ."
-            )
-    return {key: own[key] for key in other}
+    if missing := [name for key, name in other.items() if key not in own]:
+        raise InputError(
+            f"Every table must have the same classes. Got no column {missing[0]!r} in {path}, but"
+            f" {described(own.values())}, for {described(other.values())}. Name the classes with --columns, twice if"
+            " those of the models have other names."
+        )
+    return {key: own[key] for key in (*other, *(key for key in own if key not in other))}
 
 
 def described(names: Iterable[str]) -> str:

@@ -92,7 +92,12 @@ def _first_lines(path: Path) -> list[str]:
 
 def _delimiter(lines: list[str], path: Path) -> str:
     """A comma, a semicolon or a tab. Commas may also stand before the decimals, where another sign parts the cells."""
-    found = [sign for sign in ",;\t" if any(len(row) > 1 for row in csv.reader(lines[:1], delimiter=sign))]
+    # Without the first condition, a wide line would be one cell, and longer than csv allows.
+    found = [
+        sign
+        for sign in ",;\t"
+        if any(sign in line and len(next(csv.reader([line], delimiter=sign))) > 1 for line in lines[:1])
+    ]
     if len(found) > 1:
         both = found
         found = [
@@ -109,6 +114,8 @@ def _delimiter(lines: list[str], path: Path) -> str:
                 f"It must be clear what parts the cells of a table. Got {' and '.join(map(repr, both))} in the first"
                 f" line of {path}. Save it with commas and decimal points."
             )
+    if not found and all(_is_number(cell) for line in lines for cell in line.split(" ")):  # as numpy.savetxt writes
+        return " "
     return found[0] if found else ","
 
 

@@ -129,7 +129,8 @@ def _index_of(path: Path) -> Path | None:
     """The index of the shards, if there is one."""
     if not path.is_dir():
         return path if path.name.endswith(".index.json") else None
-    if (state := path / "state.json").exists():  # of a Dataset that save_to_disk wrote
+    state = path / "state.json"
+    if state.exists() and (path / "dataset_info.json").exists():  # as a Dataset's save_to_disk writes them
         return state
     if (path / "dataset_dict.json").exists():
         splits = listed(sorted(folder.name for folder in path.iterdir() if folder.is_dir()))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from klmetric.columns import described, in_the_order_of, named, recognised, unclear
 from klmetric.delimited import look_at
-from klmetric.saved import Choice, InputError, Saved, ending, listed
+from klmetric.saved import Choice, InputError, Saved, _as_bad_input, ending, listed
 
 Array = np.ndarray[Any, Any]
 
@@ -79,14 +79,16 @@ def open_table(path: Path, choice: Choice) -> Saved:
     rows = table.rows if ids is None else len(ids)
     if rows is None:
         rows = sum(batch.num_rows for batch in table.batches(taken[:1], NUMBERS, False))
-    # Lists of lists have axes of their own.
-    first = next(_arrays(table, taken, 1), np.empty((0, len(taken))))
+    of_lists = len(taken) == 1 and not _is_number_or_bool(table.kind(taken[0]))
+    first = np.empty((0, len(taken)))
+    if of_lists:  # which have axes and a dtype of their own
+        first = next(_arrays(table, taken, 1), first)
+    used = {*taken, choice.id}
     others = {
         name: partial(table.column, name)
         for name in names
-        if name not in (*taken, choice.id) and not pa.types.is_nested(table.kind(name))
+        if name not in used and not pa.types.is_nested(table.kind(name))
     }
-    of_lists = len(taken) == 1 and not _is_number(table.kind(taken[0]))
     source = f"the lists in {taken[0]}" if of_lists else described(taken)
     return Saved(
         str(path),
@@ -103,7 +105,7 @@ def open_table(path: Path, choice: Choice) -> Saved:
 
 def labels(path: Path, id_column: str | None, samples: int) -> tuple[Array, Array | None]:
     """The values of a table of one column besides that of the ids, and the ids."""
-    try:
+    with _as_bad_input(path):
         table = _look_at(path, header=True)
         if len(table.schema.names) == 1:  # a label may be any word: the number of rows says whether the first is one
             without = _look_at(path, header=False)
@@ -118,8 +120,6 @@ def labels(path: Path, id_column: str | None, samples: int) -> tuple[Array, Arra
                 " of --id."
             )
         return table.column(others[0]), ids
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} cannot be read as {ending(path)}: {error}") from error
 
 
 # --- The kinds of tables
@@ -202,17 +202,16 @@ def _classes(table: _Table, choice: Choice) -> dict[str, str]:
             raise InputError(f"Classes must be numbers. Got column {bad[0]!r} of {table.kind(bad[0])} in {path}.")
     else:
         are_lists = [name for name in names if _is_of_lists(table.kind(name), pa.types.is_floating)]
-        numbers = [name for name in names if _is_number(table.kind(name))]
         if len(are_lists) > 1:
             raise unclear(path, f"{len(are_lists)} columns of lists, {listed(are_lists)}")
         if are_lists:
             columns = {are_lists[0]: are_lists[0]}
-            floats = [name for name in numbers if pa.types.is_floating(table.kind(name))]
+            floats = [name for name in names if pa.types.is_floating(table.kind(name))]
             if len(floats) > 1:
                 raise unclear(path, f"lists in {are_lists[0]}, and {listed(floats)} besides")
         else:
             columns = recognised({name: pa.types.is_floating(table.kind(name)) for name in names}, path)
-            if bad := [name for name in columns.values() if name not in numbers]:
+            if bad := [name for name in columns.values() if not _is_number(table.kind(name))]:
                 raise unclear(path, f"{bad[0]} of {table.kind(bad[0])}")
             _check_values(table, columns)
     if not columns:
@@ -225,10 +224,11 @@ def _check_values(table: _Table, columns: Mapping[str, str]) -> None:
 
     Whole numbers that change while others have fractions; or what is left over where each row adds up to 1 without it.
     """
-    names = list(columns.values())
-    if described(names) != listed(names) and not names[0].isdecimal():  # a stem with running numbers
+    if any(name != key and not name.isdecimal() for key, name in columns.items()):  # running numbers after a stem
         return
-    x = next(_arrays(table, names, ROWS), np.empty((0, len(names))))[:ROWS]
+    names = list(columns.values())
+    rows = min(ROWS, NUMBERS // max(1, len(names)))
+    x = next(_arrays(table, names, rows), np.empty((0, len(names))))[:rows]
     if len(x) < 2:
         return
     with np.errstate(all="ignore"):
