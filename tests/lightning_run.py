@@ -37,6 +37,11 @@ class Fixed(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class SkipsFirst(Fixed):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        return super().validation_step(batch, batch_idx) if batch_idx else None
+
+
 def loader(size: int, batch_size: int = 2, shuffle: bool = False) -> DataLoader:
     return DataLoader(TensorDataset(*pair(size, 5, seed=size)), batch_size=batch_size, shuffle=shuffle)
 
@@ -115,6 +120,8 @@ def validate_and_test(run: Trainer, logged: dict) -> None:
     run.validate(Fixed(), loader(SIZES[0], batch_size=3), verbose=False)
     logged |= run.callback_metrics
     run.test(Fixed(), loader(SIZES[0], batch_size=16), verbose=False)
+    logged |= run.callback_metrics
+    run.validate(SkipsFirst(), {"skips": loader(SIZES[0])}, verbose=False)
     logged |= run.callback_metrics
 
 

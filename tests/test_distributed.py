@@ -140,7 +140,7 @@ def test_same_bits_under_torchrun(tmp_path, processes):
         "--master-addr=127.0.0.1",
     ]
     command += [f"--master-port={free_port()}", str(here / "torchrun_run.py")]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("values"))

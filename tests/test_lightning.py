@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,12 +17,16 @@ from cases import GRID, pair
 from kinds import value_of
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import CombinedLoader
 from lightning_run import SIZES, Fixed, WithResumableLoader, loader, resumable_fit, trainer
+from torch.utils._pytree import tree_map
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from torchmetrics import MetricCollection, MinMaxMetric
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 
 from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
-from klmetric.lightning import KLDivergenceCallback
+from klmetric.lightning import KLDivergenceCallback, _loaders
+from klmetric.running import Running
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:GPU available")
 
@@ -30,6 +35,12 @@ EXACT = {size: kl_divergence(*pair(size, 5, seed=size)) for size in (*SIZES, 3)}
 
 def close(value, size):
     torch.testing.assert_close(torch.as_tensor(value), EXACT[size], rtol=0, atol=0)
+
+
+def evaluation_of(tree, mode="sequential"):
+    """A trainer that tests dataloaders in a structure of this shape."""
+    tree = tree_map(lambda leaf: loader(3) if leaf == 0 else leaf, tree)
+    return SimpleNamespace(test_loop=SimpleNamespace(_combined_loader=CombinedLoader(tree, mode)))
 
 
 class Drifting(Fixed):
@@ -45,6 +56,10 @@ class Drifting(Fixed):
     def exact(self, epoch):
         p = pair(SIZES[0], 5, seed=SIZES[0])[0]
         return kl_divergence(p, (p.log() + self.sharpness[epoch] * torch.arange(5)).softmax(-1)).item()
+
+
+class AnyLength(Fixed):
+    allow_zero_length_dataloader_with_multiple_devices = True
 
 
 class TestLogging:
@@ -78,7 +93,14 @@ class TestLogging:
         assert callback.history == []
         assert run.callback_metrics == {}
 
-    def test_several_dataloaders(self, tmp_path):
+    def test_sanity_check_finds_a_wrong_key(self, tmp_path):
+        run = trainer(tmp_path, callbacks=[KLDivergenceCallback(q="student")], num_sanity_val_steps=1)
+        with pytest.raises(ValueError, match="`q='student'` must be a key of what `validation_step` returns"):
+            run.fit(Fixed(), loader(SIZES[0]), loader(SIZES[1]))
+        assert run.global_step == 0
+
+    @pytest.mark.filterwarnings("ignore:Total length of `DataLoader`")
+    def test_several_dataloaders(self, tmp_path, capsys):
         callback = KLDivergenceCallback()
         run = trainer(tmp_path, callbacks=[callback], max_epochs=1)
         run.fit(Fixed(), loader(3), [loader(size) for size in SIZES])
@@ -88,6 +110,88 @@ class TestLogging:
         run.test(Fixed(), [loader(size) for size in SIZES])
         for index, size in enumerate(SIZES):
             close(run.callback_metrics[f"test_kl/dataloader_idx_{index}"], size)
+        # Lightning's table has a column for each.
+        shown = re.search(r"test_kl\W+([\d.]+)\W+([\d.]+)", capsys.readouterr().out)
+        assert [float(value) for value in shown.groups()] == [EXACT[size].item() for size in SIZES]
+        empty = DataLoader([])
+        with pytest.warns(UserWarning, match="No batch was measured: there was none. So 'test_kl/dataloader_idx_1' is"):
+            run.test(AnyLength(), [loader(3), empty, loader(SIZES[0])])
+        close(run.callback_metrics["test_kl/dataloader_idx_2"], SIZES[0])
+        assert run.callback_metrics["test_kl/dataloader_idx_1"].isnan()
+        shown = re.search(r"test_kl\W+([\d.]+)\W+([\d.]+)", capsys.readouterr().out)
+        assert [float(value) for value in shown.groups()] == [EXACT[size].item() for size in (3, SIZES[0])]
+
+    @pytest.mark.filterwarnings("ignore:Checkpoint directory")
+    def test_a_dict_of_dataloaders_names_the_values(self, tmp_path):
+        def callbacks():
+            best = ModelCheckpoint(tmp_path, monitor="val_kl/clean", filename="best", save_last=True)
+            return [KLDivergenceCallback(), EarlyStopping("val_kl/noisy", patience=9), best]
+
+        loaders = {"clean": loader(SIZES[0]), "noisy": loader(SIZES[1])}
+        histories = []
+        for epochs, ckpt_path in ((2, None), (3, tmp_path / "last.ckpt")):
+            run = trainer(tmp_path, callbacks=callbacks(), enable_checkpointing=True, max_epochs=epochs)
+            run.fit(Fixed(), loader(3), loaders, ckpt_path=ckpt_path)
+            assert set(run.callback_metrics) == {"val_kl/clean", "val_kl/noisy"}
+            close(run.callback_metrics["val_kl/clean"], SIZES[0])
+            close(run.checkpoint_callback.best_model_score, SIZES[0])
+            close(run.early_stopping_callback.best_score, SIZES[1])
+            histories.append(run.callbacks[0].history)
+        assert [len(history) for history in histories] == [2, 3]
+        assert histories[1][:2] == histories[0]
+        assert histories[1][2].keys() == {"stage", "epoch", "step", "val_kl/clean", "val_kl/noisy"}
+        # One alone keeps its name, so that what monitors it goes on.
+        run.validate(Fixed(), {"clean": loader(SIZES[0])}, verbose=False)
+        assert set(run.callback_metrics) == {"val_kl/clean"}
+        import matplotlib
+
+        matplotlib.use("agg")
+        callback = KLDivergenceCallback(KLDivergenceSummary(), name="{stage}/kl")
+        trainer(tmp_path, callbacks=[callback]).validate(Fixed(), {"word_count": loader(3)}, verbose=False)
+        drawn = [line.get_label() for line in callback.plot()[1].lines]
+        matplotlib.pyplot.close("all")
+        assert "val/kl_mean/word_count" in drawn
+        assert "val/kl_count/word_count" not in drawn
+
+    @pytest.mark.parametrize(
+        ("tree", "suffixes"),
+        [
+            (0, [""]),
+            ([0], [""]),
+            ([0, 0], ["/dataloader_idx_0", "/dataloader_idx_1"]),
+            ([0, [0, 0]], ["/dataloader_idx_0", "/dataloader_idx_1", "/dataloader_idx_2"]),
+            ({"a": 0}, ["/a"]),
+            ({"b": {"x": 0, "y": 0}, "a": [0, 0]}, ["/b/x", "/b/y", "/a/0", "/a/1"]),
+            ([{"a": 0}, 0], ["/0/a", "/dataloader_idx_1"]),
+            ({3: 0, "ä ö/{stage}": 0, "": 0}, ["/3", "/ä ö/{stage}", "/"]),
+        ],
+        ids=["one", "list of one", "list", "nested list", "dict of one", "nested", "mixed", "odd"],
+    )
+    def test_names_of_dataloaders(self, tree, suffixes):
+        assert list(_loaders("test", evaluation_of(tree))) == suffixes
+
+    @pytest.mark.parametrize("tree", [{"a": {"b": 0}, "a/b": 0}, {1: 0, "1": 0}])
+    def test_names_of_dataloaders_that_collide(self, tree):
+        with pytest.raises(ValueError, match=r"and must differ. Got more than one '(a/b|1)'. Rename one of the keys."):
+            _loaders("test", evaluation_of(tree))
+
+    def test_reloaded_dataloaders(self, tmp_path):
+        class Reloads(Fixed):
+            def train_dataloader(self):
+                return loader((7, 5)[self.current_epoch])
+
+            def val_dataloader(self):
+                return {"a": loader((5, 3)[self.current_epoch]), "b": loader((3, 7)[self.current_epoch])}
+
+        callback = KLDivergenceCallback(stages=("train", "validate"))
+        trainer(tmp_path, callbacks=[callback], reload_dataloaders_every_n_epochs=1).fit(Reloads())
+        for record, values in zip(
+            callback.history,
+            ({"val_kl/a": 5, "val_kl/b": 3}, {"train_kl": 7}, {"val_kl/a": 3, "val_kl/b": 7}, {"train_kl": 5}),
+            strict=True,
+        ):
+            for key, size in values.items():
+                close(record[key], size)
 
     def test_validation_within_an_epoch(self, tmp_path):
         callback = KLDivergenceCallback(stages=("train", "validate"))
@@ -171,6 +275,9 @@ class TestMonitoring:
             max_epochs=3,
         )
         run.fit(model, loader(3), loader(SIZES[0]))
+        by_hand = KLDivergenceCallback()
+        by_hand.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"][by_hand.state_key])
+        assert by_hand.history == callback.history
         resumed = KLDivergenceCallback()
         callbacks = [resumed, ModelCheckpoint(tmp_path, save_last=True)]
         run = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, max_epochs=5)
@@ -288,7 +395,9 @@ class TestMonitoring:
         callback = KLDivergenceCallback(stages=("train",))
         callback._running["train"] = [None]
         run = SimpleNamespace(interrupted=True, world_size=2)
-        callback.on_save_checkpoint(run, Fixed(), {})  # there is nothing to write to: it does not try
+        checkpoint = {"callbacks": {}}
+        callback.on_save_checkpoint(run, Fixed(), checkpoint)  # there is nothing to gather: it does not try
+        assert checkpoint["callbacks"] == {callback.state_key: {"history": []}}
 
     @pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:.*mid-epoch.*", "ignore:You're resuming")
     def test_resume_within_an_epoch_with_a_loader_that_starts_over(self, tmp_path):
@@ -361,6 +470,47 @@ class TestSources:
             callback.plot(names=["val_kl"])
         matplotlib.pyplot.close("all")
 
+    def test_a_skipped_evaluation_step(self, tmp_path):
+        class Skips(Fixed):
+            def validation_step(self, batch, batch_idx, dataloader_idx=0):
+                return None if batch_idx == 1 else {"p": batch[0], "q": batch[1], "ones": torch.ones(len(batch[0]))}
+
+            test_step = validation_step
+
+        def of_the_outputs(outputs, batch):
+            return None if outputs is None else outputs["q"]
+
+        of_the_batch = {"p": lambda outputs, batch: batch[0], "q": lambda outputs, batch: batch[1]}
+        callbacks = [
+            KLDivergenceCallback(),
+            KLDivergenceCallback(**of_the_batch | {"q": of_the_outputs}, name="{stage}_asked"),
+            KLDivergenceCallback(**of_the_batch, weight="ones", name="{stage}_weighted"),
+            KLDivergenceCallback(**of_the_batch, name="{stage}_all"),
+        ]
+        run = trainer(tmp_path, callbacks=callbacks)
+        p, q = pair(SIZES[0], 5, seed=SIZES[0])
+        kept = torch.tensor([0, 1, 4, 5, 6])
+        expected = kl_divergence(p[kept], q[kept])
+        for stage, prefix in ((run.validate, "val"), (run.test, "test")):
+            stage(Skips(), loader(SIZES[0]), verbose=False)
+            for name in ("kl", "asked", "weighted"):
+                torch.testing.assert_close(run.callback_metrics[f"{prefix}_{name}"], expected, rtol=0, atol=0)
+            close(run.callback_metrics[f"{prefix}_all"], SIZES[0])
+
+    def test_a_step_that_never_returns(self, tmp_path):
+        class Forgets(Fixed):
+            def validation_step(self, batch, batch_idx):
+                pass
+
+        callback = KLDivergenceCallback()
+        run = trainer(tmp_path, callbacks=[callback], num_sanity_val_steps=1, max_epochs=1)
+        text = "No batch was measured: `validation_step` returned nothing for each of them. So 'val_kl' is NaN."
+        with pytest.warns(UserWarning, match=text) as warned:
+            run.fit(Forgets(), loader(3), loader(3))
+        assert sum(text in str(one.message) for one in warned) == 2, "before the training, too"
+        assert run.callback_metrics["val_kl"].isnan()
+        assert len(callback.history) == 1
+
     @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
     def test_a_skipped_training_step(self, tmp_path):
         class Skips(Fixed):
@@ -370,6 +520,13 @@ class TestSources:
         run = trainer(tmp_path, callbacks=[KLDivergenceCallback(stages=["train"])], max_epochs=1)
         run.fit(Skips(), loader(SIZES[0]), loader(3))
         p, q = pair(SIZES[0], 5, seed=SIZES[0])
+        torch.testing.assert_close(run.callback_metrics["train_kl"], kl_divergence(p[2:], q[2:]), rtol=0, atol=0)
+
+        class SkipsByHand(Skips):
+            automatic_optimization = False
+
+        run.fit_loop.epoch_progress.reset()
+        run.fit(SkipsByHand(), loader(SIZES[0]), loader(3))
         torch.testing.assert_close(run.callback_metrics["train_kl"], kl_divergence(p[2:], q[2:]), rtol=0, atol=0)
 
 
@@ -416,12 +573,53 @@ class TestErrors:
         run.validate(Fixed(), loader(SIZES[0]), verbose=False)
         close(run.callback_metrics["val_kl"], SIZES[0])
 
-    def test_step_returns_none(self, tmp_path):
-        text = (
-            "`p='p'` is a key into the dict that `validation_step` returns. Got NoneType. Return a dict with 'p' from"
-            " the step, or give `p` as a callable (outputs, batch)."
-        )
-        self.raises(tmp_path, TypeError, text, lambda batch: None)
+    def test_two_callbacks_of_one_name(self, tmp_path):
+        first = KLDivergenceCallback()
+        for second, name in (
+            (first, "val_kl"),
+            (KLDivergenceCallback(KLDivergence(direction="reverse")), "val_kl"),
+            (KLDivergenceCallback(KLDivergenceSummary(), stages=("test",)), "test_kl"),
+            (KLDivergenceCallback(stages=("train",), name="val_kl"), "val_kl"),
+        ):
+            text = (
+                f"Each KLDivergenceCallback of a Trainer needs names of its own. Got {name!r} of KLDivergenceCallback("
+                f"KLDivergence, stages=('validate', 'test'), name='{{stage}}_kl') and of {second._described}. Give one"
+                ' of them a `name`, such as name="{stage}_kl_2".'
+            )
+            with pytest.raises(ValueError, match=re.escape(text)):
+                trainer(tmp_path, callbacks=[first, second]).fit(Fixed(), loader(3), loader(3))
+        others = [KLDivergenceCallback(stages=(stage,), name="kl") for stage in ("validate", "test")]
+        trainer(tmp_path, callbacks=[first, *others]).validate(Fixed(), loader(3), verbose=False)
+
+    def test_a_name_that_something_else_is_logged_by(self, tmp_path):
+        class Logs(Fixed):
+            def validation_step(self, batch, batch_idx, dataloader_idx=0):
+                self.log(self.name, batch[0].sum())
+                return super().validation_step(batch, batch_idx)
+
+        summary, mean = KLDivergenceCallback(KLDivergenceSummary()), KLDivergenceCallback(name="{stage}_kl_mean")
+        one, several = loader(3), [loader(3), loader(3)]
+        for callbacks, logged, loaders, name in (
+            ([summary, mean], "loss", one, "val_kl_mean"),
+            ([KLDivergenceCallback()], "val_kl", one, "val_kl"),
+            ([KLDivergenceCallback()], "val_kl", several, "val_kl/dataloader_idx_0"),
+        ):
+            model = Logs()
+            model.name = logged
+            run = trainer(tmp_path, callbacks=callbacks)
+            text = f"Nothing else may be logged by the name of a value of KLDivergenceCallback. Got {name!r}, which the"
+            with pytest.raises(ValueError, match=re.escape(text)):
+                run.validate(model, loaders, verbose=False)
+            model.name = "loss"
+            run.callbacks.remove(callbacks[-1])
+            run.validate(model, loaders, verbose=False)
+
+    def test_a_metric_that_is_not_brought_together(self):
+        run = SimpleNamespace(world_size=2, callbacks=[])
+        metric = MetricCollection({"a": KLDivergence(), "b": KLDivergence(sync_on_compute=False)})
+        with pytest.warns(UserWarning, match="The metric has sync_on_compute=False: every process logs the value of"):
+            KLDivergenceCallback(metric).setup(run, None, "fit")
+        KLDivergenceCallback().setup(run, None, "fit")
 
     def test_step_returns_a_loss(self, tmp_path):
         text = "is a key into the dict that `validation_step` returns. Got Tensor."
@@ -439,7 +637,11 @@ class TestErrors:
         self.raises(tmp_path, ValueError, text, lambda b: {"p": b[0], "q": b[1][:, :4]})
 
     def test_result_is_no_scalar(self, tmp_path):
-        callback = KLDivergenceCallback(KLDivergence(reduction="none"))
+        class OfRows(TorchmetricsKL):
+            def compute(self):
+                return torch.zeros(7)
+
+        callback = KLDivergenceCallback(OfRows())
         text = "The metric must compute scalars to be logged. Got shape (7,) for 'val_kl'."
         with pytest.raises(ValueError, match=re.escape(text)):
             trainer(tmp_path, callbacks=[callback]).validate(Fixed(), loader(SIZES[0]), verbose=False)
@@ -457,6 +659,18 @@ class TestErrors:
         [
             ({"metric": KLDivergence}, TypeError, "Did you mean KLDivergence()?"),
             ({"metric": "kl"}, TypeError, "`metric` must be a torchmetrics Metric or MetricCollection. Got 'kl'."),
+            (
+                {"metric": KLDivergence(reduction="none")},
+                ValueError,
+                "`metric` must compute scalars, to be logged. Got KLDivergence with reduction='none', a value for each"
+                ' row. Use reduction="mean", or KLDivergenceSummary for how the rows are spread.',
+            ),
+            (
+                {"metric": MetricCollection({"a": KLDivergence(), "b": KLDivergence(reduction=None)})},
+                ValueError,
+                "Got KLDivergence with reduction='none', a value for each row.",
+            ),
+            ({"metric": TorchmetricsKL(reduction=None)}, ValueError, "Got KLDivergence with reduction=None, a value"),
             ({"p": 0}, TypeError, "`p` must be a key (str) or a callable (outputs, batch). Got 0."),
             ({"q": None}, TypeError, "`q` must be a key (str) or a callable (outputs, batch). Got None."),
             ({"weight": 1.0}, TypeError, "`weight` must be a key (str) or a callable (outputs, batch). Got 1.0."),
@@ -467,6 +681,11 @@ class TestErrors:
             ),
             ({"stages": ()}, ValueError, "`stages` must have at least one of ('train', 'validate', 'test'). Got ()."),
             ({"stages": "train"}, TypeError, "`stages` must be a sequence of names. Got 'train'. Write ('train',)."),
+            (
+                {"name": "epoch"},
+                ValueError,
+                "`name` must be none of ('stage', 'epoch', 'step'), which the history has. Got 'epoch'.",
+            ),
             ({"name": "{step}_kl"}, ValueError, "`name` must have no other field than {stage}. Got '{step}_kl'."),
             (
                 {"name": "kl", "stages": ("train", "validate")},
@@ -515,7 +734,8 @@ trainer:
 
 
 def script(*arguments, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "GLOO_SOCKET_IFNAME": "lo"}
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -556,26 +776,30 @@ def test_same_value_for_every_number_of_processes(tmp_path, strategy, devices):
     if strategy == "ddp":
         close(logged["val_kl"], SIZES[0])
         close(logged["test_kl"], SIZES[0])
+        # Of each process the first batch of two.
+        kept = slice(2 * devices, None)
+        p, q = (x[kept] for x in pair(SIZES[0], 5, seed=SIZES[0]))
+        torch.testing.assert_close(
+            logged["val_kl/skips"], kl_divergence(p, q).item() if len(p) else math.nan, rtol=0, atol=0, equal_nan=True
+        )
     for index, (count, _) in enumerate(GRID):
         assert logged[f"val_kl/dataloader_idx_{index}"] == kl_divergence(*pair(count, 5, seed=count)).item()
         for key, value in value_of("summary", *pair(count, 5, seed=count)).items():
             if not key.startswith("top"):
                 assert logged[f"val_summary_{key}/dataloader_idx_{index}"] == value.item()
     # The workers of ddp_spawn take their histories with them.
-    assert len(record["history"]) == (0 if strategy == "ddp_spawn" else 4)
+    assert len(record["history"]) == (0 if strategy == "ddp_spawn" else 5)
 
 
 class TestPadding:
     """What one of two processes sees of seven samples."""
 
-    def running(self, **options):
-        from torch.utils.data import DistributedSampler
-
-        from klmetric.running import Running
-
+    def running(self, batch_size=3):
         data = loader(7).dataset
         sampler = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)
-        loader_of_one = torch.utils.data.DataLoader(data, batch_size=3, sampler=sampler)
+        # Without a batch size the sampler makes the batches.
+        sampler = BatchSampler(sampler, 3, drop_last=False) if batch_size is None else sampler
+        loader_of_one = DataLoader(data, batch_size=batch_size, sampler=sampler)
         return Running(KLDivergence(), torch.device("cpu"), loader_of_one, True)
 
     def test_flattened_tokens_are_refused(self):
@@ -589,23 +813,23 @@ class TestPadding:
             self.running().update(*pair(12, 5), None, 0)
 
     def test_a_batch_of_several_dataloaders(self):
-        from types import SimpleNamespace
-
-        from lightning.pytorch.utilities import CombinedLoader
-        from torch.utils.data import DataLoader, DistributedSampler
-
-        from klmetric.lightning import _loaders
-
         data = loader(7).dataset
         padded = DataLoader(data, sampler=DistributedSampler(data, num_replicas=2, rank=1))
-        for mode, known in (("sequential", 2), ("max_size", 1)):
-            loop = SimpleNamespace(_combined_loader=CombinedLoader([padded, loader(3)], mode))
-            run = SimpleNamespace(test_loop=loop)
-            if known == 1:
-                with pytest.warns(UserWarning, match="A batch combines several dataloaders, so the samples that"):
-                    assert _loaders("test", run) == [None]
-            else:
-                assert _loaders("test", run)[0] is padded
+        assert _loaders("test", evaluation_of([padded, 0]))["/dataloader_idx_0"] is padded
+        with pytest.warns(UserWarning, match="A batch combines several dataloaders, so the samples that"):
+            assert _loaders("test", evaluation_of({"a": padded, "b": 0}, "max_size")) == {"": None}
+
+    def test_a_skipped_batch_counts_as_seen(self):
+        for batches in ({"batch_size": 3}, {"batch_size": None}):
+            running = self.running(**batches)
+            running.skip()
+            running.update(*pair(1, 5), None, 1)  # which is a sample once more
+            assert running.compute().isnan()
+            assert (running.batches, running.skipped) == (2, 1)
+        running.batch_size = None
+        text = "`drop_padding` counts the samples, so a batch that is left out must have a known size. Got a step that"
+        with pytest.raises(ValueError, match=re.escape(text)):
+            running.skip()
 
     def test_left_out_of_tensors_distributions_and_weights(self):
         p, q = pair(1, 5)

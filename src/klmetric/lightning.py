@@ -2,16 +2,18 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.regression import KLDivergence as TorchmetricsKL
 
 from klmetric.distributed import deal_of
 from klmetric.metric import KLDivergence
 from klmetric.options import check_choice
-from klmetric.running import Running
+from klmetric.running import Running, metrics_of
 from klmetric.summary import KLDivergenceSummary
 
 try:
@@ -40,8 +42,14 @@ class KLDivergenceCallback(Callback):
     """Log the KL divergence of every epoch, the same number for every number of processes.
 
     At the end of each epoch of each stage it logs `train_kl`, `val_kl` or `test_kl`, where `EarlyStopping`,
-    `ModelCheckpoint` and the loggers find it in the same epoch; with several dataloaders `val_kl/dataloader_idx_0` and
-    so on. The sanity check logs nothing.
+    `ModelCheckpoint` and the loggers find it in the same epoch. The sanity check logs nothing, but it finds a wrong key
+    before the training.
+
+    Of several dataloaders for validation or test, each has a value of its own: `val_kl/dataloader_idx_0` and so on
+    where they are a list; where they are a dict its keys name them, even a single one: `{"clean": ..., "noisy": ...}`
+    gives `val_kl/clean` and `val_kl/noisy`, and a dict or list within it `val_kl/noisy/low`, `val_kl/noisy/0`.
+
+    A batch for which the step returns nothing is left out. An epoch without any other batch gives NaN, with a warning.
 
     Args:
         metric: what to measure, a `Metric` or `MetricCollection` whose `update` takes p, q and weight. The callback
@@ -50,11 +58,13 @@ class KLDivergenceCallback(Callback):
             `val_kl_mean`, `val_kl_p99` and so on (the progress bar shows the mean).
         p: the reference: a key into the dict that the step returns, or a callable (outputs, batch) that gives a tensor
             or a `torch.distributions.Distribution`. (For `ddp_spawn` a function of a module: lambdas cannot be sent
-            to its processes.)
+            to its processes.) A callable is asked even where the validation or test step returned nothing, with outputs
+            None, as the batch may be all that it needs; it may return None then to leave the batch out.
         q: the approximation, like `p`.
         weight: like `p`, one weight per sample or row; None for 1.
         stages: any of "train", "validate" and "test".
-        name: of the logged value; {stage} becomes train, val or test. Two callbacks in one Trainer need two names.
+        name: of the logged value; {stage} becomes train, val or test. Nothing else may be logged by that name: two
+            callbacks in one Trainer need two names.
         prog_bar: whether the progress bar shows it.
         drop_padding: leave out the samples that `DistributedSampler` repeats so that all processes get equally many
             (`klmetric.distributed.real_samples`). It needs a first axis of samples in `p` and `q`.
@@ -68,8 +78,8 @@ class KLDivergenceCallback(Callback):
 
     Raises:
         TypeError: for a metric, a step or an output of the wrong kind.
-        ValueError: for an unknown stage, a key that the step does not return (naming those that it does), a batch that
-            cannot be matched with its samples.
+        ValueError: for an unknown stage, a metric of `reduction="none"`, a name that something else is logged by, a key
+            that the step does not return (naming those that it does), a batch that cannot be matched with its samples.
 
     Example:
         >>> from klmetric import KLDivergence
@@ -95,6 +105,13 @@ class KLDivergenceCallback(Callback):
         if not isinstance(metric, (Metric, MetricCollection)):
             hint = f" Did you mean {metric.__name__}()?" if isinstance(metric, type) else ""
             raise TypeError(f"`metric` must be a torchmetrics Metric or MetricCollection. Got {metric!r}.{hint}")
+        for one in metrics_of(metric):
+            if isinstance(one, (KLDivergence, TorchmetricsKL)) and one.reduction in (None, "none"):
+                raise ValueError(
+                    f"`metric` must compute scalars, to be logged. Got {type(one).__name__} with reduction="
+                    f'{one.reduction!r}, a value for each row. Use reduction="mean", or KLDivergenceSummary for how the'
+                    " rows are spread."
+                )
         for key, source in (("p", p), ("q", q), ("weight", weight)):
             if not (isinstance(source, str) or callable(source) or (key == "weight" and source is None)):
                 raise TypeError(f"`{key}` must be a key (str) or a callable (outputs, batch). Got {source!r}.")
@@ -105,15 +122,18 @@ class KLDivergenceCallback(Callback):
         for stage in stages:
             check_choice("stages", stage, tuple(PREFIXES))
         try:
-            names = {name.format(stage=PREFIXES[stage]) for stage in stages}
+            names = {stage: name.format(stage=PREFIXES[stage]) for stage in stages}
         except (KeyError, IndexError) as error:
             raise ValueError(f"`name` must have no other field than {{stage}}. Got {name!r}.") from error
-        if "train" in stages and len(names) < len(stages):
+        if "train" in stages and len(set(names.values())) < len(stages):
             raise ValueError(f"`name` must tell the stages apart. Got {name!r} for {stages}. Put {{stage}} into it.")
+        if reserved := set(names.values()) & set(_RECORD):
+            raise ValueError(f"`name` must be none of {_RECORD}, which the history has. Got {reserved.pop()!r}.")
         self.metric = metric
         self.p, self.q, self.weight = p, q, weight
         self.stages = tuple(stages)
         self.name = name
+        self._names = names
         self.prog_bar = prog_bar
         self.drop_padding = drop_padding
         self.history: list[dict[str, Any]] = []
@@ -126,9 +146,32 @@ class KLDivergenceCallback(Callback):
         """Tells apart two of these callbacks in one checkpoint."""
         return self._generate_state_key(name=self.name, stages=self.stages)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the history."""
-        return {"history": [dict(record) for record in self.history]}
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what a run before this one has left unfinished."""
+        self._running, self._saved = {}, None
+        self._is_evaluating = stage != "fit"
+        self._check_alone(trainer)
+        if trainer.world_size > 1 and not all(one.sync_on_compute for one in metrics_of(self.metric)):
+            warnings.warn(
+                "The metric has sync_on_compute=False: every process logs the value of its own samples alone, which"
+                " depends on the number of processes. Leave sync_on_compute out for that of all of them.",
+                stacklevel=2,
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take any state again."""
+        self._is_evaluating = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the history, and the totals of a training epoch that has not ended: those of all processes."""
+        # Not in a `state_dict`: where two callbacks have one, and one name, Lightning speaks up before `setup` can.
+        state: dict[str, Any] = {"history": [dict(record) for record in self.history]}
+        # A checkpoint on an exception is made by the process that has it: the others do not come to the gathering.
+        alone = trainer.interrupted and trainer.world_size > 1
+        running = self._running.get("train", [])
+        if running and not alone and (trainer.world_size == 1 or all(one.can_continue for one in running)):
+            state["running"] = {"epoch": trainer.current_epoch, "states": [one.state() for one in running]}
+        checkpoint["callbacks"][self.state_key] = state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the history of a checkpoint, and the training epoch in the middle of which it was made."""
@@ -136,24 +179,6 @@ class KLDivergenceCallback(Callback):
             return
         self.history = [dict(record) for record in state_dict["history"]]
         self._saved = state_dict.get("running")
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget what a run before this one has left unfinished."""
-        self._running, self._saved = {}, None
-        self._is_evaluating = stage != "fit"
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take any state again."""
-        self._is_evaluating = False
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the totals of a training epoch that has not ended: those of all processes, gathered now."""
-        # A checkpoint on an exception is made by the process that has it: the others do not come to the gathering.
-        alone = trainer.interrupted and trainer.world_size > 1
-        running = self._running.get("train", [])
-        if running and not alone and (trainer.world_size == 1 or all(one.can_continue for one in running)):
-            states = [one.state() for one in running]
-            checkpoint["callbacks"][self.state_key]["running"] = {"epoch": trainer.current_epoch, "states": states}
 
     def plot(self, ax: Any = None, names: Sequence[str] | None = None) -> Any:
         """Draw the values of the history, over the epochs (over the steps where an epoch has several values).
@@ -185,7 +210,7 @@ class KLDivergenceCallback(Callback):
         x = "epoch" if len(set(ends)) == len(ends) else "step"
         logged = {key: value for record in self.history for key, value in record.items() if key not in _RECORD}
         if names is None:
-            names = [key for key in logged if not (_has_summary(self.metric) and _NO_DIVERGENCE.search(key))]
+            names = [key for key in logged if self._is_divergence(key)]
         if unknown := [name for name in names if name not in logged]:
             raise ValueError(f"`names` must be of logged values. Got {unknown[0]!r}; there are {list(logged)}.")
         for name in names:
@@ -220,9 +245,9 @@ class KLDivergenceCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch."""
-        # A training step that returned None has skipped the batch, or else optimises by hand.
-        if outputs or not pl_module.automatic_optimization:
-            self._update("train", trainer, pl_module, outputs, batch, batch_idx, 0)
+        self.on_train_batch_start(trainer, pl_module, batch, batch_idx)  # of a batch that is None it was not called
+        # Lightning makes {} of nothing, and has skipped the batch then, unless the module optimises by hand.
+        self._update("train", outputs or None, batch, batch_idx, 0, pl_module.automatic_optimization)
 
     def on_validation_batch_end(
         self,
@@ -234,7 +259,7 @@ class KLDivergenceCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add the batch."""
-        self._update("validate", trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._update("validate", outputs, batch, batch_idx, dataloader_idx)
 
     def on_test_batch_end(
         self,
@@ -246,7 +271,7 @@ class KLDivergenceCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add the batch."""
-        self._update("test", trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._update("test", outputs, batch, batch_idx, dataloader_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log."""
@@ -260,13 +285,41 @@ class KLDivergenceCallback(Callback):
         """Log."""
         self._finish("test", trainer, pl_module)
 
+    def _is_divergence(self, key: str) -> bool:
+        """Whether a logged value is none of the shares, counts and places of a summary."""
+        if not any(isinstance(one, KLDivergenceSummary) for one in self.metric.modules()):
+            return True
+        names = "|".join(map(re.escape, self._names.values()))
+        others = r"agreement|count|infinite|invalid|top\d+_(sample|position)"
+        # Between the two stands what a collection calls the summary, and behind them the name of the dataloader.
+        return not re.match(rf"({names})_([^/]*_)?({others})(/|$)", key)
+
+    def _check_alone(self, trainer: Trainer) -> None:
+        """Refuse another callback of the same name; the keys of dicts are known when they are logged."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        is_twice = callbacks.count(self) > 1  # each batch would count twice
+        for other in callbacks:
+            if not isinstance(other, KLDivergenceCallback) or (other is self and not is_twice):
+                continue
+            for mine, theirs in product(self.stages, other.stages):
+                if self._names[mine] == other._names[theirs] and (mine == theirs or "train" in (mine, theirs)):
+                    raise ValueError(
+                        f"Each KLDivergenceCallback of a Trainer needs names of its own. Got {self._names[mine]!r} of"
+                        f" {self._described} and of {other._described}. Give one of them a `name`, such as"
+                        ' name="{stage}_kl_2".'
+                    )
+
+    @property
+    def _described(self) -> str:
+        return f"KLDivergenceCallback({type(self.metric).__name__}, stages={self.stages}, name={self.name!r})"
+
     def _start(self, stage: Stage, trainer: Trainer, pl_module: LightningModule, first: int = 0) -> None:
-        if stage not in self.stages or trainer.sanity_checking:
+        if stage not in self.stages:
             return
         # One for every dataloader, even if this process gets no batch of it: the others wait for its totals.
         self._running[stage] = [
-            Running(self.metric, pl_module.device, loader, self.drop_padding, first)
-            for loader in _loaders(stage, trainer)
+            Running(self.metric, pl_module.device, loader, self.drop_padding, suffix, first)
+            for suffix, loader in _loaders(stage, trainer).items()
         ]
         if stage == "train":
             saved, self._saved = self._saved, None
@@ -292,43 +345,46 @@ class KLDivergenceCallback(Callback):
     def _update(
         self,
         stage: Stage,
-        trainer: Trainer,
-        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int,
+        none_is_skipped: bool = False,
     ) -> None:
-        if stage not in self.stages or trainer.sanity_checking:
+        if stage not in self.stages:
             return
-        p, q = (_take(key, source, outputs, batch, stage) for key, source in (("p", self.p), ("q", self.q)))
-        weight = None if self.weight is None else _take("weight", self.weight, outputs, batch, stage)
-        self._running[stage][dataloader_idx].update(p, q, weight, batch_idx)
+        running = self._running[stage][dataloader_idx]
+        if outputs is None and none_is_skipped:
+            running.skip()
+            return
+        sources = [("p", self.p), ("q", self.q), *([] if self.weight is None else [("weight", self.weight)])]
+        inputs = {key: _take(key, source, outputs, batch, stage) for key, source in sources}
+        if outputs is None and any(one is None for one in inputs.values()):
+            running.skip()
+        else:
+            running.update(inputs["p"], inputs["q"], inputs.get("weight"), batch_idx)
 
     def _finish(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
-        if stage not in self.stages or trainer.sanity_checking:
+        if stage not in self.stages:
             return
         if stage not in self._running:  # resumed at the very end of an epoch
             if not (stage == "train" and self._saved):
                 return
             self._start(stage, trainer, pl_module)
-        name = self.name.format(stage=PREFIXES[stage])
         running = self._running.pop(stage)
-        logged: dict[str, Tensor] = {}
-        for index, one in enumerate(running):
-            suffix = f"/dataloader_idx_{index}" if len(running) > 1 else ""
-            result = one.compute()
-            values = (
-                {f"{name}_{key}": x for key, x in result.items()} if isinstance(result, Mapping) else {name: result}
-            )
-            logged |= {key + suffix: value for key, value in values.items()}
+        values = [self._values(stage, one) for one in running]
+        if trainer.sanity_checking:
+            return
+        name = self._names[stage]
         is_summary = isinstance(self.metric, KLDivergenceSummary)
         record: dict[str, Any] = {"stage": stage, "epoch": trainer.current_epoch, "step": trainer.global_step}
-        for key, value in logged.items():
-            if value.numel() != 1:
+        taken = _logged(trainer)
+        for key, value in [item for one in values for item in one.items()]:
+            if key in taken:
                 raise ValueError(
-                    f"The metric must compute scalars to be logged. Got shape {tuple(value.shape)} for {key!r}."
-                    ' Use reduction="mean".'
+                    f"Nothing else may be logged by the name of a value of KLDivergenceCallback. Got {key!r}, which the"
+                    f" module or another callback logs, too. Give {self._described} another `name`, such as"
+                    ' name="{stage}_kl_2".'
                 )
             pl_module.log(
                 key,
@@ -342,16 +398,29 @@ class KLDivergenceCallback(Callback):
                 batch_size=1,
             )
             record[key] = value.item()
+        if len(running) > 1:
+            _show_in_columns(_loop(stage, trainer), running, values)
         self.history.append(record)
+
+    def _values(self, stage: Stage, running: Running) -> dict[str, Tensor]:
+        """What one dataloader gives, by the names that it is logged by."""
+        name, result = self._names[stage], running.compute()
+        values = {f"{name}_{key}": x for key, x in result.items()} if isinstance(result, Mapping) else {name: result}
+        values = {key + running.suffix: value for key, value in values.items()}
+        for key, value in values.items():
+            if value.numel() != 1:
+                raise ValueError(
+                    f"The metric must compute scalars to be logged. Got shape {tuple(value.shape)} for {key!r}."
+                    ' Use reduction="mean".'
+                )
+        lost = [key for key, value in values.items() if value.isnan()]
+        if lost and running.batches == running.skipped:
+            reason = f"`{STEPS[stage]}` returned nothing for each of them" if running.batches else "there was none"
+            warnings.warn(f"No batch was measured: {reason}. So {lost[0]!r} is NaN.", stacklevel=2)
+        return values
 
 
 _RECORD = ("stage", "epoch", "step")
-# What a summary has besides divergences.
-_NO_DIVERGENCE = re.compile(r"_(agreement|count|infinite|invalid|top\d+_(sample|position))(/dataloader_idx_\d+)?$")
-
-
-def _has_summary(metric: Metric | MetricCollection) -> bool:
-    return any(isinstance(one, KLDivergenceSummary) for one in metric.modules())
 
 
 class _Reduced(Metric):
@@ -370,20 +439,50 @@ class _Reduced(Metric):
         return self.value
 
 
-def _loaders(stage: Stage, trainer: Trainer) -> list[Any]:
-    """The dataloaders that batches of this stage come from, by dataloader index."""
+def _logged(trainer: Trainer) -> set[str]:
+    """The names of what has been logged in this epoch."""
+    # Not from `trainer.callback_metrics`: to read them computes them, for good, and the module may go on counting.
+    results: Any = trainer._results
+    return {name for one in results.values() if not one.has_reset for name in results._forked_name(one, on_step=False)}
+
+
+def _show_in_columns(loop: Any, running: list[Running], values: list[dict[str, Tensor]]) -> None:
+    """Have the table that Lightning prints show each dataloader's own values in its column.
+
+    It leaves `/dataloader_idx_N` out of the names there, and of several values of one name shows the last.
+    """
+    # A column each for the first dataloader and all others that have a batch.
+    seen = [own for index, (one, own) in enumerate(zip(running, values, strict=True)) if one.batches or index == 0]
+    for own, column in zip(seen, loop._logged_outputs, strict=False):
+        column |= {key: value for one in values for key, value in one.items() if one is not own} | own
+
+
+def _loop(stage: Stage, trainer: Trainer) -> Any:
     if stage == "train":
-        loop: Any = trainer.fit_loop
-    elif stage == "test":
-        loop = trainer.test_loop
-    else:
-        loop = trainer.validate_loop if trainer.state.fn == "validate" else trainer.fit_loop.epoch_loop.val_loop
+        return trainer.fit_loop
+    if stage == "test":
+        return trainer.test_loop
+    return trainer.validate_loop if trainer.state.fn == "validate" else trainer.fit_loop.epoch_loop.val_loop
+
+
+def _loaders(stage: Stage, trainer: Trainer) -> dict[str, Any]:
+    """The dataloaders that batches of this stage come from, by what is appended to the names of their values."""
     # Not `trainer.val_dataloaders`: after a fit, that is the loader of the fit even in `trainer.validate`.
-    combined = loop._combined_loader
-    in_turn = stage != "train" and combined._mode == "sequential"
+    combined = _loop(stage, trainer)._combined_loader
     loaders = list(combined.flattened)
-    if in_turn or len(loaders) == 1:
-        return loaders
+    if stage != "train" and combined._mode == "sequential":
+        suffixes = [
+            "/" + "/".join(map(str, path)) if is_named else f"/dataloader_idx_{index}" if len(loaders) > 1 else ""
+            for index, (path, is_named) in enumerate(_paths(combined.iterables, loaders))
+        ]
+        if twice := [suffix for suffix in suffixes if suffixes.count(suffix) > 1]:
+            raise ValueError(
+                "The keys of the dataloaders name their values, and must differ. Got more than one"
+                f" {twice[0][1:]!r}. Rename one of the keys."
+            )
+        return dict(zip(suffixes, loaders, strict=True))
+    if len(loaders) == 1:
+        return {"": loaders[0]}
     # Every batch is a combination of all loaders' batches, and no one loader's.
     if any(deal_of(loader) for loader in loaders):
         warnings.warn(
@@ -391,13 +490,25 @@ def _loaders(stage: Stage, trainer: Trainer) -> list[Any]:
             " they count, and the value depends on the number of processes.",
             stacklevel=2,
         )
-    return [None]
+    return {"": None}
+
+
+def _paths(tree: Any, leaves: list[Any], path: tuple[Any, ...] = (), is_named: bool = False) -> Iterator[Any]:
+    """The keys and indices that lead to each leaf, and whether there is a key among them."""
+    if any(tree is leaf for leaf in leaves):
+        yield path, is_named
+        return
+    is_mapping = isinstance(tree, Mapping)
+    for key, child in tree.items() if is_mapping else enumerate(tree):
+        yield from _paths(child, leaves, (*path, key), is_named or is_mapping)
 
 
 def _take(key: str, source: Source, outputs: Any, batch: Any, stage: Stage) -> Any:
-    """What `p`, `q` or `weight` stands for in this batch."""
+    """What `p`, `q` or `weight` stands for in this batch; None for a key where the step returned nothing."""
     if not isinstance(source, str):
         return source(outputs, batch)
+    if outputs is None:
+        return None
     step = STEPS[stage]
     if not isinstance(outputs, Mapping):
         raise TypeError(

@@ -25,6 +25,7 @@ class Running:
         device: of the copy.
         loader: where the batches come from.
         drop_padding: whether to leave out its repeated samples.
+        suffix: what is appended to the names of its values.
         first: the index of its first batch, in an epoch that goes on where a checkpoint was made.
     """
 
@@ -34,20 +35,26 @@ class Running:
         device: torch.device,
         loader: Any,
         drop_padding: bool,
+        suffix: str = "",
         first: int = 0,
     ) -> None:
         self.metric = metric.clone().to(device)
         self.metric.reset()
         self.deal = deal_of(loader) if drop_padding else None
-        self.batch_size: int | None = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+        batches = getattr(loader, "batch_sampler", None)
+        batches = getattr(loader, "sampler", None) if batches is None else batches  # with `batch_size=None` it may be
+        self.batch_size: int | None = getattr(batches, "batch_size", None)
+        self.suffix = suffix
         # A loader that cannot continue starts over, as Lightning warns.
         self.first = 0 if hasattr(loader, "load_state_dict") else first
         self.seen = 0
+        self.batches = 0
+        self.skipped = 0  # of the batches
 
     def state(self) -> list[dict[str, Any]]:
         """The totals of all processes."""
         states = []
-        for metric in _metrics(self.metric):
+        for metric in metrics_of(self.metric):
             with metric.sync_context():
                 states.append({name: _copy(state) for name, state in metric.metric_state.items()})
         return states
@@ -57,12 +64,12 @@ class Running:
         """Whether one process can take over the totals of all: not those that are averaged, or kept side by side."""
         return all(
             metric._reductions and (isinstance(metric, Accumulator) or set(metric._reductions.values()) <= _MERGE)
-            for metric in _metrics(self.metric)
+            for metric in metrics_of(self.metric)
         )
 
     def fits(self, states: list[dict[str, Any]]) -> bool:
         """Whether these are totals of the same metrics, with the same options."""
-        metrics = _metrics(self.metric)
+        metrics = metrics_of(self.metric)
         return len(metrics) == len(states) and all(
             metric._defaults  # a wrapper has none, and its metrics are not looked at
             and metric._defaults.keys() == state.keys()
@@ -72,7 +79,7 @@ class Running:
 
     def load(self, states: list[dict[str, Any]]) -> None:
         """Continue from these totals."""
-        for metric, state in zip(_metrics(self.metric), states, strict=True):
+        for metric, state in zip(metrics_of(self.metric), states, strict=True):
             for name, value in state.items():
                 is_list = isinstance(metric._defaults[name], list) and isinstance(value, Tensor)
                 setattr(metric, name, [value] if is_list else value)
@@ -81,6 +88,7 @@ class Running:
 
     def update(self, p: Input, q: Input, weight: Tensor | None, batch_idx: int) -> None:
         """Add the batch, without the samples that are repeated."""
+        self.batches += 1
         if self.deal is not None:
             real = self._real(p, batch_idx)
             if not bool(real.all()):
@@ -90,6 +98,16 @@ class Running:
                 else:
                     weight = real if weight is None else weight * _as_prefix(real, weight)
         self.metric.update(p, q, **({} if weight is None else {"weight": weight}))
+
+    def skip(self) -> None:
+        """Leave the batch out."""
+        if self.deal is not None and self.batch_size is None:
+            raise ValueError(
+                "`drop_padding` counts the samples, so a batch that is left out must have a known size. Got a step that"
+                " returned nothing, and a batch sampler without `batch_size`. Give the batch the weight 0 instead."
+            )
+        self.batches += 1
+        self.skipped += 1
 
     def compute(self) -> Any:
         """The value, of all processes."""
@@ -117,7 +135,8 @@ class Running:
         return self.deal.real(start, size).to(device)
 
 
-def _metrics(metric: Metric | MetricCollection) -> list[Metric]:
+def metrics_of(metric: Metric | MetricCollection) -> list[Metric]:
+    """The metrics of a collection, or the only one."""
     return [metric] if isinstance(metric, Metric) else list(metric.values(copy_state=False))
 
 
