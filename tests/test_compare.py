@@ -443,6 +443,17 @@ class TestReport:
         assert "q: 1 rows are infinite, and so is the mean" in done.stdout
         assert "1 rows were no distributions and were left out" in done.stdout
 
+    def test_one_sample_has_no_standard_error_and_the_report_says_why(self, tmp_path):
+        x = digits()["full"][:6]
+        p, q = (save(y[None], tmp_path / f"{name}.npy") for name, y in (("p", x), ("q", x + 1 / (1 + x.abs()))))
+        done = run(p, q)
+        said = " ".join(done.stdout.split())
+        assert (
+            "q: the standard error needs at least two samples (the first axis) of weight above 0; the rows of" in said
+        )
+        assert report_of(p, q)["models"][0]["stderr"] is None
+        assert "standard error needs" not in run(save(x, tmp_path / "r.npy"), save(x, tmp_path / "s.npy")).stdout
+
     def test_equal_models(self, files):
         _, other = report_of(files["full"], files["int8"], files["int8"])["models"]
         assert str(other["difference"]["mean"]) == "0.0"

@@ -86,6 +86,19 @@ class TestLogging:
         run.fit(Fixed(), loader(SIZES[0]), loader(SIZES[1]))
         assert set(run.callback_metrics) == {"val_kl"}
 
+    def test_the_first_classes(self, tmp_path):
+        callback = KLDivergenceCallback(KLDivergence(classes=3))
+        trainer(tmp_path, callbacks=[callback]).validate(Fixed(), loader(SIZES[0]), verbose=False)
+        p, q = pair(SIZES[0], 5, seed=SIZES[0])
+        assert callback.history[0]["val_kl"] == kl_divergence(p[:, :3], q[:, :3]).item()
+
+    def test_one_value_of_a_summary(self, tmp_path):
+        callback = KLDivergenceCallback(KLDivergenceSummary()["p90"])
+        run = trainer(tmp_path, callbacks=[callback])
+        run.validate(Fixed(), loader(SIZES[0]), verbose=False)
+        values = value_of("summary", *pair(SIZES[0], 5, seed=SIZES[0]))
+        assert run.callback_metrics == {"val_kl": values["p90"]}
+
     def test_sanity_check_is_silent(self, tmp_path):
         callback = KLDivergenceCallback()
         run = trainer(tmp_path, callbacks=[callback], max_epochs=0, num_sanity_val_steps=2)

@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.distributions as D
@@ -230,6 +231,196 @@ class TestDtype:
     def test_autocast(self):
         with torch.autocast("cpu", torch.bfloat16):
             same(filled().compute(), kl_divergence(*joined()))
+
+
+class TestMadeWithoutData:
+    """Of the device "meta", brought to life by `to_empty`."""
+
+    @pytest.mark.parametrize("updated", [False, True])
+    @pytest.mark.parametrize("resets", [False, True])
+    def test_to_empty(self, kind, resets, updated):
+        with torch.device("meta"):
+            metric = make(kind)
+            if updated and kind != "none":  # whose rows cannot be told without data
+                metric.update(*(x.to("meta") for x in BATCHES[0]))
+        assert metric.totals.is_meta
+        assert metric.to_empty(device="cpu") is metric
+        if resets:
+            metric.reset()
+        assert metric.device == torch.device("cpu")
+        assert metric.update_count == 0
+        for p, q in BATCHES:
+            metric.update(p, q)
+        same(metric.compute(), filled(kind).compute())
+        metric.reset()
+        metric.update(*joined())
+        same(metric.compute(), filled(kind).compute())
+
+    def test_in_a_module(self, kind):
+        with torch.device("meta"):
+            module = torch.nn.ModuleDict({"layer": torch.nn.Linear(5, 5), "kl": make(kind)})
+            module.to_empty(device="cpu")  # also where another device is the default
+        for p, q in BATCHES:
+            module["kl"].update(p, q)
+        same(module["kl"].compute(), filled(kind).compute())
+
+    def test_in_a_collection(self, kind):
+        with torch.device("meta"):
+            collection = MetricCollection({"a": make(kind), "b": make(kind)})
+        collection.to_empty(device="cpu")
+        collection.reset()
+        collection.update(*joined())
+        same(collection["a"].compute(), filled(kind).compute())
+
+    def test_what_was_measured_is_not_lost(self, kind):
+        metric = filled(kind)
+        metric.compute()
+        metric.to_empty(device="cpu")  # there is nothing to empty: totals only move
+        same(metric.compute(), filled(kind).compute())
+
+    def test_without_to_empty_torch_says_what_to_do(self, kind):
+        with torch.device("meta"):
+            metric = make(kind)
+        with pytest.raises(NotImplementedError, match="to_empty"):
+            metric.to("cpu")
+
+
+NUMBERS = {
+    "float": float,
+    "numpy float32": np.float32,
+    "numpy float64": np.float64,
+    "numpy array": np.array,
+    "tensor": torch.tensor,
+    "tensor of float64": lambda x: torch.tensor(x, dtype=torch.float64),
+    "tensor of one element": lambda x: torch.tensor([x]),
+}
+WHOLE_NUMBERS = {
+    "int": int,
+    "numpy int64": np.int64,
+    "numpy uint8": np.uint8,
+    "tensor": torch.tensor,
+    "tensor of int32": lambda x: torch.tensor(x, dtype=torch.int32),
+}
+
+
+class TestNumbersHoweverSpelt:
+    @pytest.mark.parametrize("spelling", NUMBERS)
+    def test_options(self, kind, spelling):
+        options = {"temperature": 1.7, "eps": 1e-3, "base": 2.5}
+        spelt = {name: NUMBERS[spelling](value) for name, value in options.items()}
+        metric, expected = filled(kind, **spelt), filled(kind, **options)
+        same(metric.compute(), expected.compute())
+        assert repr(metric) == repr(expected)
+        assert torch.equal(metric.totals, expected.totals)
+        metric.merge_state(expected)
+        value_of(kind, *joined(), **spelt)
+
+    @pytest.mark.parametrize("spelling", WHOLE_NUMBERS)
+    def test_whole_ones(self, kind, spelling):
+        options = {"temperature": 2, "base": 2, "dim": 1, "classes": 4}
+        spelt = {name: WHOLE_NUMBERS[spelling](value) for name, value in options.items()}
+        metric, expected = filled(kind, **spelt), filled(kind, **options)
+        same(metric.compute(), expected.compute())
+        assert repr(metric) == repr(expected)
+        assert torch.equal(metric.totals, filled(kind, **{**options, "temperature": 2.0}).totals)
+        value_of(kind, *joined(), **spelt)
+
+    @pytest.mark.parametrize("spelling", NUMBERS)
+    def test_of_the_summary(self, spelling):
+        number = NUMBERS[spelling]
+        whole = WHOLE_NUMBERS["tensor" if "tensor" in spelling else "numpy int64"]
+        metric = KLDivergenceSummary(
+            quantiles=[number(0.99), number(0.999)], relative_accuracy=number(0.02), top=whole(2)
+        )
+        expected = KLDivergenceSummary(quantiles=[0.99, 0.999], relative_accuracy=0.02, top=2)
+        assert repr(metric) == repr(expected)
+        for one in (metric, expected):
+            one.update(*joined())
+        same(metric.compute(), expected.compute())
+        assert torch.equal(metric.totals, expected.totals)
+
+    @pytest.mark.parametrize("make_array", [np.array, torch.tensor, np.float32])
+    def test_quantiles_in_one_array(self, make_array):
+        metric = KLDivergenceSummary(quantiles=make_array([0.5, 0.999]))
+        assert metric.quantiles == (0.5, 0.999)
+
+    @pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), torch.ones(2), np.ones(2), "2", None, 2j])
+    def test_what_is_no_number(self, value):
+        for name in ("temperature", "eps", "base", "relative_accuracy", "top", "dim", "classes"):
+            if value is None and name in ("base", "classes"):
+                continue
+            with pytest.raises((TypeError, ValueError), match=f"`{name}` must be"):
+                KLDivergenceSummary(**{name: value})
+        with pytest.raises(ValueError, match="`quantiles` must be numbers from 0 to 1"):
+            KLDivergenceSummary(quantiles=[value])
+
+    @pytest.mark.parametrize("name", ["temperature", "eps", "base"])
+    def test_a_tensor_that_requires_grad(self, name):
+        value = torch.tensor(1.5, requires_grad=True)
+        text = (
+            f"`{name}` must be a number: no gradient flows into it. Got a tensor that requires grad. Give tensor.item()"
+        )
+        with pytest.raises(TypeError, match=re.escape(text)):
+            kl_divergence(*BATCHES[0], **{name: value})
+        with pytest.raises(TypeError, match=re.escape(text)):
+            KLDivergence(**{name: value})
+
+
+class TestClasses:
+    """The first so many classes of vocabularies that are padded, each to a length of its own."""
+
+    @pytest.mark.parametrize("input_format", ["probs", "log_probs", "logits"])
+    @pytest.mark.parametrize("lengths", [(9, 7), (7, 9), (5, 8), (5, 5)])
+    def test_of_the_first(self, kind, lengths, input_format):
+        p, q = pair(6, 3, 9, input_format=input_format)
+        expected = value_of(kind, p[..., :5], q[..., :5], input_format=input_format)
+        p, q = p[..., : lengths[0]], q[..., : lengths[1]]
+        same(value_of(kind, p, q, classes=5, input_format=input_format), expected)
+        along_1 = {"classes": 5, "dim": 1, "input_format": input_format}
+        same(value_of(kind, p.movedim(-1, 1), q.movedim(-1, 1), **along_1), expected)
+
+    def test_gradients_reach_them_and_no_others(self):
+        p, q = pair(6, 9, input_format="logits")
+        q.requires_grad_()
+        kl_divergence(p[:, :7], q, classes=5, input_format="logits").backward()
+        assert (q.grad[:, :5] != 0).all()
+        assert (q.grad[:, 5:] == 0).all()
+
+    @pytest.mark.parametrize("one_hot", [D.Categorical, D.OneHotCategorical])
+    def test_of_categorical_distributions(self, kind, one_hot):
+        p, q = pair(6, 9, input_format="logits")
+        expected = value_of(kind, one_hot(logits=p[:, :5]), one_hot(logits=q[:, :5]))
+        torch.testing.assert_close(value_of(kind, one_hot(logits=p[:, :7]), one_hot(logits=q), classes=5), expected)
+        prior = value_of(kind, one_hot(logits=p[:1, :5].expand(6, 5)), one_hot(logits=q[:, :5]))
+        torch.testing.assert_close(value_of(kind, one_hot(logits=p[:1]), one_hot(logits=q[:, :7]), classes=5), prior)
+
+    def test_they_tell_totals_apart(self, kind):
+        metric = filled(kind, classes=4)
+        with pytest.raises(ValueError, match="Only what was measured with the same options can be merged"):
+            metric.merge_state(filled(kind))
+        with pytest.raises(ValueError, match="Only what was measured with the same options can be merged"):
+            metric.merge_state(filled(kind, classes=3))
+        assert "classes=4" in repr(metric)
+
+    def test_bad_ones(self):
+        p, q = pair(6, 9)
+        text = "`classes` must be no more than both inputs have. Got classes=8, and `q` has 7: shape (6, 7), dim=-1."
+        with pytest.raises(ValueError, match=re.escape(text)):
+            kl_divergence(p, q[:, :7], classes=8)
+        with pytest.raises(ValueError, match=re.escape("and `p` has 6: shape (6, 9), dim=0. Is `dim` right?")):
+            kl_divergence(p, q, classes=8, dim=0)
+        with pytest.raises(ValueError, match=re.escape("`classes` must be how many of the first classes to take, at")):
+            KLDivergence(classes=0)
+        with pytest.raises(TypeError, match=re.escape("`classes` must be an int, how many of the first classes to")):
+            KLDivergence(classes=5.0)
+        with pytest.raises(ValueError, match=re.escape("`classes` is for categorical distributions. Got classes=5")):
+            kl_divergence(D.Normal(0.0, 1.0), D.Normal(1.0, 1.0), classes=5)
+        with pytest.raises(
+            TypeError, match=re.escape("`p` must be a torch.Tensor or a torch.distributions.Distribution. Got list")
+        ):
+            kl_divergence(p.tolist(), q, classes=5)
+        with pytest.raises(ValueError, match=re.escape("`dim` must be an axis of the input. Got dim=2")):
+            kl_divergence(p, q, classes=5, dim=2)
 
 
 class TestCopies:

@@ -1,6 +1,9 @@
 """The summary: what each number is, against numpy and the textbook's formulas."""
 
 import math
+import pickle
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -8,10 +11,12 @@ import torch
 import torch.distributions as D
 from cases import logits, pair
 from kinds import same
-from torchmetrics import MetricCollection
+from torchmetrics import BootStrapper, ClasswiseWrapper, MetricCollection, MetricTracker, MinMaxMetric
+from torchmetrics.wrappers import MultioutputWrapper, Running
 
-from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence, picture, sketch
+from klmetric import KLDivergence, KLDivergenceSummary, histogram, kl_divergence, picture, sketch
 from klmetric.inputs import Rows
+from klmetric.options import Options
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 
@@ -30,6 +35,16 @@ def summary_of(x, weight=None, **options):
     metric = KLDivergenceSummary(input_format="logits", **options).set_dtype(torch.float64)
     metric.update(*with_divergences(x), weight)
     return metric
+
+
+def of_divergences(x, **options):
+    """The summary of rows of which nothing but the divergence is known, of any size."""
+    metric = KLDivergenceSummary(**options).set_dtype(torch.float64)
+    metric.add_rows(Rows(torch.from_numpy(np.asarray(x, dtype=np.float64)), None))
+    return metric
+
+
+NO_ERROR = "ignore:`stderr` is NaN:UserWarning"
 
 
 def rows_of(metric):
@@ -70,6 +85,20 @@ def exact_quantile(x, q):
     )
 
 
+def divergences_of(metric):
+    return sketch.histogram_of(metric.totals, histogram.fineness_for(metric.relative_accuracy))
+
+
+# What real data can come to beyond the sizes of `shape`.
+FAR_OUT = {
+    "near-equal models in float64": lambda rng: 10 ** rng.uniform(-24, -12, 1000),
+    "one small number": lambda rng: np.full(1000, 1.06e-14),
+    "one large number": lambda rng: np.full(1000, 70916.0),
+    "masks of one model only": lambda rng: np.where(rng.random(1000) < 0.9, 3e38, rng.exponential(1, 1000)),
+    "masks of -1e9": lambda rng: 1e9 * rng.random(1000),
+}
+
+
 class TestQuantiles:
     @pytest.mark.parametrize("n", [10**3, 10**6])
     @pytest.mark.parametrize("name", SHAPES)
@@ -98,6 +127,58 @@ class TestQuantiles:
             values = rows_of(summary_of(x, relative_accuracy=accuracy))
             for key, share in QUANTILES.items():
                 assert values[key] == pytest.approx(np.quantile(x, share), rel=accuracy, abs=0)
+
+    @pytest.mark.parametrize("name", FAR_OUT)
+    def test_far_out_in_range(self, name):
+        x = FAR_OUT[name](np.random.default_rng(0))
+        values = rows_of(of_divergences(x))
+        for key, share in QUANTILES.items():
+            assert values[key] == pytest.approx(np.quantile(x, share), rel=0.01, abs=0), key
+
+    @pytest.mark.filterwarnings(NO_ERROR)
+    @pytest.mark.parametrize(("below", "above"), [(0.9, 0), (0, 0.9), (0.45, 0.45), (0.999, 0), (1, 0), (0, 1)])
+    def test_out_of_range_it_is_never_the_edge(self, below, above):
+        rng = np.random.default_rng(0)
+        n, tiny, huge = 1000, 2.0**-81, 2.0**128
+        parts = [10 ** rng.uniform(-320, -26, int(below * n)), 10 ** rng.uniform(39, 308, int(above * n))]
+        x = np.concatenate([*parts, rng.exponential(1, n - sum(map(len, parts)))])
+        values = rows_of(of_divergences(x, quantiles=(0, 0.1, 0.5, 0.9, 0.999, 1)))
+        assert values["p0"] == x.min()
+        assert values["p100"] == values["max"] == x.max()
+        for key, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9), ("p99_9", 0.999)):
+            low, high = np.quantile(x, share, method="lower"), np.quantile(x, share, method="higher")
+            for end in (tiny, huge):
+                assert values[key] != pytest.approx(end, rel=0.01, abs=0)
+            if tiny <= low and high < huge:
+                assert values[key] == pytest.approx(np.quantile(x, share), rel=0.01, abs=0)
+            elif high < tiny:  # evenly spread on a logarithmic axis, as these numbers are
+                assert x.min() <= values[key] < tiny
+                assert np.log10(values[key]) == pytest.approx(np.log10(low), abs=15)
+            elif low >= huge:
+                assert huge < values[key] <= x.max()
+                assert np.log10(values[key]) == pytest.approx(np.log10(low), abs=20)
+
+    @pytest.mark.filterwarnings(NO_ERROR)
+    def test_out_of_range_the_same_bits_in_any_split_and_order(self):
+        rng = np.random.default_rng(0)
+        x = np.concatenate([10 ** rng.uniform(-320, 300, 500), [0, 0, np.inf, 5e-324, 1.7e308]])
+        whole = of_divergences(x).compute()
+        for parts in (1, 2, 7):
+            metrics = [of_divergences(part) for part in np.array_split(rng.permutation(x), parts)]
+            for other in metrics[1:]:
+                metrics[0].merge_state(other)
+            same({**metrics[0].compute(), "stderr": 0}, {**whole, "stderr": 0})
+
+    @pytest.mark.parametrize("size", [3484, 0, 8178])
+    def test_totals_of_another_version_are_refused(self, size):
+        metric = summary_of([0.1, 0.2])
+        before = metric.totals
+        text = rf"Totals are 8179 numbers. Got shape \({size},\) for .* Are they of another version, or metric\?"
+        with pytest.raises(RuntimeError, match=text):
+            metric.load_state_dict({"totals": torch.zeros(size, dtype=torch.float64)})
+        with pytest.raises(ValueError, match=text):
+            metric.merge_state({"totals": torch.zeros(size, dtype=torch.float64)})
+        assert metric.totals is before
 
     def test_names(self):
         names = {0.5: "p50", 0.999: "p99_9", 0.9999: "p99_99", 0.07: "p7", 0.005: "p0_5", 0: "p0", 1.0: "p100"}
@@ -166,10 +247,40 @@ class TestStandardError:
         assert rows_of(summary_of(np.full((7, size), 0.1)))["stderr"] == 0
 
     def test_where_there_is_none(self):
-        for x in ([], [0.1], [[0.1, 0.2]], [0.1, math.inf]):
-            metric = summary_of(x)
+        for x in ([], [0.1, math.inf]):
+            assert math.isnan(rows_of(summary_of(x))["stderr"])
+
+    @pytest.mark.parametrize(
+        ("x", "weight"), [([0.1], None), ([[0.1, 0.2, 0.3]], None), ([0.1, 0.2], [1, 0]), ([[0.1], [0.2]], [0, 1])]
+    )
+    def test_of_fewer_than_two_samples_it_says_why_there_is_none(self, x, weight):
+        metric = summary_of(x, None if weight is None else torch.tensor(weight))
+        text = (
+            "`stderr` is NaN: a standard error needs at least two samples (the first axis) of weight above 0. Got one,"
+            " whose rows are not taken for independent. Where each row is a sample of its own, the shape is (rows,"
+            " classes)."
+        )
+        with pytest.warns(UserWarning, match=f"^{re.escape(text)}$") as said:
             assert math.isnan(rows_of(metric)["stderr"])
-        assert math.isnan(rows_of(summary_of([0.1, 0.2], torch.tensor([1, 0])))["stderr"])
+        assert [warning.filename for warning in said] == [__file__]
+        metric.compute()  # again without a word
+        metric.update(*with_divergences(np.empty((0, 3))))
+        with pytest.warns(UserWarning, match="`stderr` is NaN"):
+            metric.compute()
+        metric.update(*with_divergences([0.4]))
+        assert rows_of(metric)["stderr"] >= 0
+
+    def test_in_forward_it_is_not_explained_for_every_batch(self):
+        metric = KLDivergenceSummary(input_format="logits")
+        for _ in range(3):
+            assert metric(*with_divergences([[0.1, 0.2]]))["stderr"].isnan()
+
+    def test_of_invalid_rows_only_these_are_spoken_of(self):
+        metric = KLDivergenceSummary()
+        metric.update(torch.tensor([[[math.nan, 1.0], [0.5, 0.5]]]), torch.full((1, 2, 2), 0.5))
+        with pytest.warns(UserWarning, match="1 of 2 rows") as said:
+            metric.compute()
+        assert len(said) == 1
 
     def test_the_interval_covers_the_truth(self):
         generator = torch.Generator().manual_seed(0)
@@ -196,8 +307,13 @@ class TestStandardError:
             (summary_of(x, torch.full((3,), size, dtype=torch.float64)), 1),
             (summary_of(x * size), size),
         ):
-            error = rows_of(metric)["stderr"]
-            assert math.isnan(error) or error == pytest.approx(right * scale, rel=1e-9)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                error = rows_of(metric)["stderr"]
+            if math.isnan(error):
+                assert ["squares of divergences or weights" in str(warning.message) for warning in said] == [True]
+            else:
+                assert error == pytest.approx(right * scale, rel=1e-9)
 
 
 class TestAgreement:
@@ -269,7 +385,8 @@ class TestTop:
             assert (values[f"top{k}_sample"], values[f"top{k}_position"]) == (sample, position)
 
     def test_fewer_rows(self):
-        values = rows_of(summary_of([0.5], top=2))
+        with pytest.warns(UserWarning, match="`stderr` is NaN"):
+            values = rows_of(summary_of([0.5], top=2))
         assert values["top1"] == pytest.approx(0.5)
         assert (values["top1_sample"], values["top1_position"]) == (0, 0)
         assert math.isnan(values["top2"])
@@ -282,7 +399,8 @@ class TestTop:
         metric.update(p[:0], q[:0])
         metric.update(p[2:3].fill_(math.nan), q[2:3])
         metric.update(p[3:], q[3:])
-        with pytest.warns(UserWarning, match="1 of 2 rows"):
+        metric.update(p[3:], q[3:])
+        with pytest.warns(UserWarning, match="1 of 3 rows"):
             assert metric.compute()["top1_sample"] == 3
 
 
@@ -332,8 +450,8 @@ class TestState:
             sketch.of_rows(Rows(a, torch.ones_like(a), b), 6, 2)
             for a, b in zip(x.split(70), agrees.split(70), strict=True)
         ]
-        whole = batches[0].clone().fill_(0)
-        whole[-6:] = -1
+        whole = sketch.empty(Options(), 6, 2)
+        whole[10:12] = 0
         for one, other in zip(batches, ones, strict=True):
             assert torch.equal(one, other)
             whole = sketch._together(
@@ -420,6 +538,104 @@ def test_in_a_collection():
     assert two.compute()["b_p99"] != two.compute()["a_p99"]
 
 
+REFUSED = {
+    "MinMaxMetric": MinMaxMetric,
+    "BootStrapper": lambda m: BootStrapper(m, num_bootstraps=2),
+    "ClasswiseWrapper": ClasswiseWrapper,
+    "MultioutputWrapper": lambda m: MultioutputWrapper(m, 2),
+}
+ARITHMETIC = {
+    "a + b": lambda m: m + KLDivergenceSummary(),
+    "kl + a": lambda m: KLDivergence() + m,
+    "a * 2": lambda m: m * 2,
+    "2 / a": lambda m: 2 / m,
+    "tensor - a": lambda m: torch.tensor(1.0) - m,
+    "abs": abs,
+    "neg": lambda m: -m,
+    "a < 1": lambda m: m < 1,
+    "of a window": lambda m: Running(m, 2) + 1,
+}
+
+
+class TestOneValueOfIt:
+    """A dict goes where a dict can; a value of it is a metric; and what wants one number says so when it is made."""
+
+    @pytest.mark.parametrize("name", [*REFUSED, *ARITHMETIC])
+    def test_what_wants_a_number_refuses_it_when_made(self, name):
+        what, make = (name, REFUSED[name]) if name in REFUSED else ("Arithmetic", ARITHMETIC[name])
+        text = (
+            f"{what} must have a metric that computes one number. Got KLDivergenceSummary, which computes a dict. Take"
+            " one of its values before: summary['mean'], summary['p99']."
+        )
+        with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+            make(KLDivergenceSummary())
+
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_others_are_not_meddled_with(self, name):
+        class Worst(KLDivergenceSummary):
+            def compute(self):
+                return super().compute()["max"]
+
+        for metric in (KLDivergence(), Worst(), KLDivergenceSummary()["mean"]):
+            REFUSED[name](metric)
+
+    def test_a_list_can_be_searched(self):
+        assert KLDivergenceSummary() in [KLDivergenceSummary(), KLDivergence()]
+
+    def test_a_value_of_it_is_a_metric(self):
+        p, q = pair(40, 5)
+        summary = KLDivergenceSummary(top=1)
+        summary.update(p, q)
+        values = summary.compute()
+        for key, value in values.items():
+            one = KLDivergenceSummary(top=1)[key]
+            for a, b in zip(p.split(7), q.split(7), strict=True):
+                one.update(a, b)
+            same(one.compute(), value)
+            same(pickle.loads(pickle.dumps(one)).compute(), value)
+            one.reset()
+            one.update(p, q)
+            same(one.compute(), value)
+        assert "p99" in repr(summary["p99"])
+
+    def test_in_arithmetic_no_row_counts_twice(self):
+        p, q = pair(40, 5)
+        summary = KLDivergenceSummary()
+        ratio, counts = summary["p99"] / summary["p50"], summary["count"] + summary["count"]
+        for one in (ratio, counts, summary):
+            one.update(p, q)
+        values = summary.compute()
+        assert ratio.compute() == values["p99"] / values["p50"]
+        assert counts.compute() == 80
+        assert values["count"] == 40
+
+    def test_an_unknown_name(self):
+        with pytest.raises(ValueError, match=r"`name` must be one of 'mean', .*. Got 'p99.9'. Did you mean 'p99_9'\?"):
+            KLDivergenceSummary()["p99.9"]
+
+    def test_within_wrappers(self):
+        p, q = pair(40, 5)
+        tracker = MetricTracker(KLDivergenceSummary(), maximize=False)
+        best = MetricTracker(KLDivergenceSummary()["mean"], maximize=False)
+        extremes = MinMaxMetric(KLDivergenceSummary()["p99"])
+        shares = BootStrapper(KLDivergenceSummary()["mean"], num_bootstraps=3)
+        window = Running(KLDivergenceSummary(), 1)
+        for a, b in ((p, q), (p, p)):
+            for one in (tracker, best):
+                one.increment()
+            for one in (tracker, best, extremes, shares, window):
+                one.update(a, b)
+            extremes.compute()
+        summary = KLDivergenceSummary()
+        summary.update(p, q)
+        values = summary.compute()
+        assert tracker.compute_all()["p99"].tolist() == [values["p99"], 0]
+        assert best.best_metric(return_step=True) == (0, 1)
+        assert extremes.compute()["max"] == values["p99"]
+        assert 0 < shares.compute()["mean"] < values["max"]
+        assert window.compute()["max"] == 0
+
+
 class TestPicture:
     def figure(self, metric, *args, **kwargs):
         matplotlib = pytest.importorskip("matplotlib")
@@ -447,12 +663,32 @@ class TestPicture:
     @pytest.mark.parametrize("name", SHAPES)
     def test_every_row_is_in_a_bar(self, name):
         x = shape(name, 1000)
-        counts = summary_of(x).totals[sketch.BINS :]
-        edges, numbers = picture.bars(counts, 6)
+        edges, numbers = picture.bars(divergences_of(summary_of(x)))
         assert len(numbers) <= picture.BARS
         assert numbers.sum() == ((x > 0) & np.isfinite(x)).sum()
         assert edges[0] <= x[x > 0].min() * 1.01
         assert edges[-1] >= x[np.isfinite(x)].max() * 0.99
+
+    @pytest.mark.filterwarnings(NO_ERROR)
+    @pytest.mark.parametrize(
+        "x",
+        [[1e-300] * 9 + [1.0], [1e-30] * 9, [1.0] + [1e300] * 9, [2.0**128], [5e-324, 1, 1.7e308], [1e-26, 1e39]],
+    )
+    def test_what_is_out_of_range_is_drawn_where_it_is(self, x):
+        metric = of_divergences(np.array([*x, *x]))
+        edges, numbers = picture.bars(divergences_of(metric))
+        assert numbers.sum() == 2 * len(x)
+        assert (edges.diff() > 0).all()
+        assert edges[0] <= min(x)
+        assert edges[-1] >= max(x)
+        for number in {*x}:
+            place = int(torch.searchsorted(edges, torch.tensor(number, dtype=torch.float64), right=True)) - 1
+            assert numbers[min(place, len(numbers) - 1)] >= 2 * x.count(number)
+        axis, _ = self.figure(metric)
+        assert axis.get_xscale() == "log"
+        heights = axis.patches[0].get_data().values
+        assert np.isfinite(heights).all()
+        assert heights.min() >= 0
 
     def test_on_an_axis_of_the_users_and_over_steps(self):
         matplotlib = pytest.importorskip("matplotlib")

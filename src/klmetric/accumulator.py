@@ -15,7 +15,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 from klmetric import totals
 from klmetric.distributed import gather
 from klmetric.inputs import Input, Rows, measure
-from klmetric.options import Options, check_base
+from klmetric.options import Options, as_number, check_base
 
 
 class Accumulator(Metric):
@@ -39,10 +39,10 @@ class Accumulator(Metric):
     def __init__(self, options: Options, base: float | None, keeps_rows: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.options = options
-        self.log_prob = options.input_format == ("log_probs", "log_probs")
-        self.base = base
-        self.keeps_rows = keeps_rows
         self._unit = check_base(base)
+        self.log_prob = options.input_format == ("log_probs", "log_probs")
+        self.base = None if base is None else as_number("base", base)
+        self.keeps_rows = keeps_rows
         self._warned = False
         self.add_state("totals", self._empty(), dist_reduce_fx=self._merging())
         if keeps_rows:
@@ -384,7 +384,9 @@ class Accumulator(Metric):
 
         return compute_once
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
+    def _apply(  # type: ignore[override]
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = (), recurse: bool = True
+    ) -> Module:
         # Totals stay float64 whatever the dtype of the metric, and only `set_dtype` changes that: torchmetrics forgets
         # it when the metric moves to another device.
         dtype = self._dtype
@@ -392,7 +394,14 @@ class Accumulator(Metric):
         if not self._dtype_convert:
             self._dtype = dtype
         device = totals.device_of_totals(self.device)
-        self._defaults["totals"] = self._empty().to(device)
+        self._computed = None  # `to_empty` leaves anything in it
+        with device:  # which need not be the default
+            empty = self._empty()
+        self._defaults["totals"] = empty
+        if self.totals.is_meta and not empty.is_meta:  # by `to_empty`: there are no data to move
+            self.totals = empty
+            self.reset()
+            return self
         self.totals = self.totals.to(device)
         if self.keeps_rows:
             self.rows = [rows.to(self.device, self.dtype) for rows in self.rows]

@@ -31,7 +31,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from klmetric import sketch
 from klmetric.beside import labels_of, weights_of
 from klmetric.cli import LIMIT
 from klmetric.compare import Comparison, Task, empty, measure_share, merge_over_processes
@@ -193,9 +192,9 @@ def _plot(path: Path, result: Comparison, names: list[str], sorted_names: list[s
     summaries = {name: measured.summary for name, measured in zip(names, result.models, strict=True)}
     for name in sorted_names:  # as in the table
         summary = summaries[name]
-        models[name] = (sketch.bins(summary.totals, summary._bits), summary.compute()["mean"].item())
+        models[name] = (summary._divergences(summary.totals), summary.compute()["mean"].item())
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    draw_several(axis, models, result.models[0].summary._bits, result.unit, unit_name(result.task.base))
+    draw_several(axis, models, result.unit, unit_name(result.task.base))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -24,6 +24,7 @@ def kl_divergence(
     *,
     input_format: Format | tuple[Format, Format] | None = None,
     dim: int = -1,
+    classes: int | None = None,
     direction: Direction = "forward",
     temperature: float = 1.0,
     base: float | None = None,
@@ -47,6 +48,8 @@ def kl_divergence(
             of the first axis, as in `torch.nn.KLDivLoss`); `"none"` or None, one value per row.
         input_format: `"probs"` (default), `"log_probs"` or `"logits"`, or a pair (for p, for q). All are normalised.
         dim: the class axis. (`dim` and `input_format` are of tensors; a distribution knows its own.)
+        classes: take the first so many classes of both, which may have more, and not equally many (padded
+            vocabularies). They are normalised again. None for all.
         direction: `"forward"` KL(p‖q), `"reverse"` KL(q‖p), `"jeffreys"` their sum.
         temperature: divides the logits and log-probabilities of both; probabilities go to the power 1/temperature.
         base: of the logarithm; None for e.
@@ -79,7 +82,7 @@ def kl_divergence(
         >>> kl_divergence(teacher, student, input_format="logits", reduction="none")
         tensor([0.0000, 0.4338])
     """
-    options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy)
+    options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes)
     reduction = check_reduction(reduction)
     unit = check_base(base)
     rows = measure(p, q, weight, options)

@@ -1,53 +1,79 @@
 r"""Counts in bins of a stated relative width, from which quantiles are read: mergeable by addition, and exact counts.
 
-Every power of two from 2^-40 (9e-13) to 2^14 (16,384) nats is cut into 2^bits equal bins. Which bin a number is in
-stands in the first bits of the number itself, so finding it takes no logarithm and rounds nothing: it is the same on
-every device. A bin from a to b is reported as its harmonic mean 2ab/(a+b), from which nothing in it differs by more
-than (b-a)/(b+a) of itself, at most 1 part in 2^(bits+1) + 1.
+The bins are from 2^-81 (4e-25) to 2^128 (3e38, the largest number of float32) nats. Every power of two is cut into 3m
+of them, for a fineness of m, at nearly equal ratios: where m f (4 - f), for the numbers (1 + f) 2^e, is whole. That is
+close to 3m log2(1 + f), but takes no logarithm: made of the first bits of the number, as whole numbers, it rounds
+nothing and is the same on every device. A bin from a to b is reported as its harmonic mean 2ab/(a+b), from which
+nothing in it differs by more than (b-a)/(b+a) of itself, at most 1 part in 8m.
 
-(The guarantee is that of Masson, Rim, Lee: DDSketch, VLDB 12, 2019, whose bins are exact logarithms; bins within powers
-of two are one of the mappings that its authors' libraries offer.)
+(The guarantee is that of Masson, Rim, Lee: DDSketch, VLDB 12, 2019, whose bins are exact logarithms; a quadratic in
+their place is one of the mappings that its authors' libraries offer.)
 
-Beside them are bins of their own for 0, for what is smaller and larger than all these, and for +inf.
+Beside them are bins of their own for 0, for what is smaller and larger than all these, and for +inf. How small and how
+large the numbers in the second and third are is known by the smallest and the largest of all.
 """
 
 import math
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 # The powers of two between which the bins are.
-LOWEST, HIGHEST = -40, 14
+LOWEST, HIGHEST = -81, 128
 # The other bins: the first two, and the last two.
 ZERO, TINY, HUGE, INFINITE = 0, 1, -2, -1
 
-# Of a float64: the bits of its fraction, and what is added to its exponent.
-_FRACTION, _BIAS = 52, 1023
+# Of a float64: the bits of its fraction, those of them that decide its bin, and what is added to its exponent.
+_FRACTION, _BITS, _BIAS = 52, 25, 1023
 
 
-def bits_for(relative_accuracy: float) -> int:
-    """The fewest bits that tell numbers apart to `relative_accuracy`."""
+class Histogram(NamedTuple):
+    """The numbers of a data set.
+
+    Attributes:
+        counts: of each bin, on the CPU.
+        smallest: of the numbers above 0; inf where there are none.
+        largest: of those that are finite; 0 where there are none.
+    """
+
+    counts: Tensor
+    smallest: float
+    largest: float
+
+    @property
+    def fineness(self) -> int:
+        """Of the bins."""
+        return (len(self.counts) - 4) // (3 * (HIGHEST - LOWEST))
+
+
+def fineness_for(relative_accuracy: float) -> int:
+    """The least fineness that tells numbers apart to `relative_accuracy`."""
     # A thousandth is left for the rounding to float32.
-    return next(bits for bits in range(_FRACTION) if 1 / (2 ** (bits + 1) + 1) <= 0.999 * relative_accuracy)
+    return math.ceil(1 / (8 * 0.999 * relative_accuracy))
 
 
-def size(bits: int) -> int:
+def size(fineness: int) -> int:
     """The number of bins."""
-    return ((HIGHEST - LOWEST) << bits) + 4
+    return (HIGHEST - LOWEST) * 3 * fineness + 4
 
 
-def count(x: Tensor, counted: Tensor | None, bits: int) -> Tensor:
+def count(x: Tensor, counted: Tensor | None, fineness: int) -> Tensor:
     """How many of the numbers are in each bin.
 
     Args:
         x: float64, at least 0; of any value where they are not counted.
         counted: which of them are, as a mask of the same shape; None for all.
-        bits: see above.
+        fineness: see above.
     """
-    bins = size(bits)
-    place = ((x.view(torch.int64) >> (_FRACTION - bits)) - (_first(bits) - 2)).clamp_(1, bins - 2)
-    place = torch.where(x == 0, 0, torch.where(x == math.inf, bins - 1, place))
+    bins = size(fineness)
+    code = x.view(torch.int64) >> (_FRACTION - _BITS)
+    fraction = code & (2**_BITS - 1)
+    # f (4 - f) m; with 25 bits of f it stays below 2^63.
+    within = (fraction * (2 ** (_BITS + 2) - fraction) * fineness) >> 2 * _BITS
+    place = ((code >> _BITS) - (LOWEST + _BIAS)) * (3 * fineness) + within + 2
+    place = torch.where(x == 0, 0, torch.where(x == math.inf, bins - 1, place.clamp_(1, bins - 2)))
     if counted is not None:
         place = torch.where(counted, place, bins)  # one bin more, for what is not counted
     place = place.flatten()
@@ -57,21 +83,31 @@ def count(x: Tensor, counted: Tensor | None, bits: int) -> Tensor:
     return x.new_zeros(bins + 1).index_add(0, place, torch.ones_like(x).flatten())[:bins]
 
 
-def edges(bits: int) -> Tensor:
+def edges(fineness: int) -> Tensor:
     """Where the bins between `TINY` and `HUGE` begin, and where the last one ends."""
-    codes = _first(bits) + torch.arange(size(bits) - 3)
-    return (codes << (_FRACTION - bits)).view(torch.float64)
+    return torch.tensor([_edge(k, fineness) for k in range(size(fineness) - 3)], dtype=torch.float64)
 
 
-def quantile(counts: Tensor, q: float, largest: float) -> float:
+def _edge(number: int, fineness: int) -> float:
+    """Where the bin of this number begins, of those between `TINY` and `HUGE`."""
+    power, k = divmod(number, 3 * fineness)
+    one = 2**_BITS
+    # The least f of so many bits with m f (4 - f) >= k: with g = 2 - f it is m (4 - g^2) >= k.
+    f = 2 * one - math.isqrt((4 * fineness - k) * one**2 // fineness)
+    return math.ldexp(one + f, LOWEST + power - _BITS)
+
+
+def quantile(histogram: Histogram, q: float) -> float:
     """The quantile as `numpy.quantile` and `torch.quantile` have it, to the accuracy of the bins; NaN if there is none.
 
+    Of the numbers beyond the bins the smallest and the largest are exact, and the others are taken to be evenly spread,
+    on a logarithmic axis, from there to the bins.
+
     Args:
-        counts: of each bin, on the CPU.
+        histogram: of the numbers.
         q: from 0 to 1.
-        largest: of all numbers, which is known exactly.
     """
-    cumulative = counts.cumsum(0)
+    cumulative = histogram.counts.cumsum(0)
     n = int(cumulative[-1])
     if n == 0:
         return math.nan
@@ -80,33 +116,28 @@ def quantile(counts: Tensor, q: float, largest: float) -> float:
         place = Fraction(round(place))
     below = math.floor(place)
     share = float(place - below)
-    low = _at(below, cumulative, largest)
+    low = _at(below, histogram, cumulative)
     # Between two neighbours in order, each of which is known to the accuracy of its bin.
     if share == 0 or low == math.inf:
         return low
-    high = _at(below + 1, cumulative, largest)
+    high = _at(below + 1, histogram, cumulative)
     return low + share * (high - low)
 
 
-def _at(rank: int, cumulative: Tensor, largest: float) -> float:
+def _at(rank: int, histogram: Histogram, cumulative: Tensor) -> float:
     """The number with so many before it in order."""
-    if rank == cumulative[-1] - 1:
-        return largest
+    counts, smallest, largest = histogram
     place = int(torch.searchsorted(cumulative, rank, right=True))
-    bits = ((len(cumulative) - 4) // (HIGHEST - LOWEST)).bit_length() - 1
-    return min(_value(place, bits), largest)
-
-
-def _value(place: int, bits: int) -> float:
-    """What stands for the numbers in a bin."""
-    last = size(bits) - 1
-    if place in (ZERO, TINY, last - 1, last):
-        return {ZERO: 0.0, TINY: 2.0 ** (LOWEST - 1), last - 1: 2.0**HIGHEST, last: math.inf}[place]
-    begin, end = edges(bits)[place - 2 : place].tolist()
-    mean: float = 2 * begin * end / (begin + end)
-    return mean
-
-
-def _first(bits: int) -> int:
-    """The first bits of the least number in the bins, as an integer."""
-    return (LOWEST + _BIAS) << bits
+    last = len(counts) - 1
+    if place in (0, last):
+        return math.inf if place else 0.0
+    if rank == cumulative[ZERO]:
+        return smallest
+    if rank == cumulative[HUGE] - 1:
+        return largest
+    if place in (1, last - 1):
+        begin, end = (smallest, min(2.0**LOWEST, largest)) if place == 1 else (max(2.0**HIGHEST, smallest), largest)
+        number = rank - int(cumulative[place - 1])
+        return float(begin * (end / begin) ** ((number + 0.5) / int(counts[place])))
+    begin, end = (_edge(place - k, histogram.fineness) for k in (2, 1))
+    return min(max(2 * begin * end / (begin + end), smallest), largest)

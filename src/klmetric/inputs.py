@@ -52,6 +52,7 @@ def measure(p: Input, q: Input, weight: Tensor | None, options: Options, asks_fo
             "`p` and `q` must both be tensors or both be distributions."
             f" Got {type(p).__name__} and {type(q).__name__}. Wrap the tensor: Categorical(probs=...)."
         )
+    p, q = _first_classes("p", p, options), _first_classes("q", q, options)
     _check_tensors(p, q, options.dim)
     if options.dim not in (-1, p.ndim - 1):
         p, q = p.movedim(options.dim, -1), q.movedim(options.dim, -1)
@@ -104,6 +105,20 @@ def _check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
         raise ValueError(f"The class axis must not be empty. Got shape {tuple(p.shape)}, dim={dim}. Is `dim` right?")
 
 
+def _first_classes(name: str, x: Tensor, options: Options) -> Tensor:
+    """The classes that count; what is no such tensor is left to `_check_tensors`."""
+    classes, dim = options.classes, options.dim
+    is_plain = isinstance(x, Tensor) and x.layout is torch.strided and not x.is_nested
+    if classes is None or not is_plain or not -x.ndim <= dim < x.ndim:
+        return x
+    if classes > x.shape[dim]:
+        raise ValueError(
+            f"`classes` must be no more than both inputs have. Got classes={classes}, and `{name}` has"
+            f" {x.shape[dim]}: shape {tuple(x.shape)}, dim={dim}. Is `dim` right?"
+        )
+    return x.narrow(dim, 0, classes)
+
+
 def _check_weight(weight: Tensor | None, kl: Tensor) -> Tensor | None:
     """Check `weight` and spread it over the rows."""
     if weight is None:
@@ -136,10 +151,12 @@ def _check_weight(weight: Tensor | None, kl: Tensor) -> Tensor | None:
 def _categorical(p: Distribution, q: Distribution, options: Options) -> tuple[Tensor, Tensor, Options]:
     """The tensors that two categorical distributions were made from, and how to read them."""
     (p_param, p_format), (q_param, q_format) = _parameter(p), _parameter(q)
+    options = replace(options, input_format=(p_format, q_format), dim=-1)
+    p_param, q_param = _first_classes("p", p_param, options), _first_classes("q", q_param, options)
     if p_param.shape[-1] == q_param.shape[-1]:  # one prior for a batch of posteriors
         shape = torch.broadcast_shapes(p_param.shape, q_param.shape)  # type: ignore[no-untyped-call]
         p_param, q_param = p_param.expand(shape), q_param.expand(shape)
-    return p_param, q_param, replace(options, input_format=(p_format, q_format), dim=-1)
+    return p_param, q_param, options
 
 
 def _parameter(d: Distribution) -> tuple[Tensor, Format]:
@@ -151,8 +168,9 @@ def _parameter(d: Distribution) -> tuple[Tensor, Format]:
 
 
 def _kl_of_distributions(p: Distribution, q: Distribution, options: Options) -> Tensor:
-    for name, is_default in (("temperature", options.temperature == 1), ("eps", options.eps == 0)):
-        if not is_default:
+    usual = Options()
+    for name in ("temperature", "eps", "classes"):
+        if getattr(options, name) != getattr(usual, name):
             raise ValueError(
                 f"`{name}` is for categorical distributions. Got {name}={getattr(options, name)} with"
                 f" {type(p).__name__} and {type(q).__name__}."

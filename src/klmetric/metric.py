@@ -35,6 +35,8 @@ class KLDivergence(Accumulator):
             axis; a sample counts as much as the weightiest of its rows); `"none"` or None, one value per row.
         input_format: `"probs"` (default), `"log_probs"` or `"logits"`, or a pair (for p, for q). All are normalised.
         dim: the class axis.
+        classes: take the first so many classes of both, which may have more, and not equally many (padded
+            vocabularies). They are normalised again. None for all.
         direction: `"forward"` KL(p‖q), `"reverse"` KL(q‖p), `"jeffreys"` their sum.
         temperature: divides the logits and log-probabilities of both; probabilities go to the power 1/temperature.
         base: of the logarithm; None for e.
@@ -73,6 +75,7 @@ class KLDivergence(Accumulator):
         *,
         input_format: Format | tuple[Format, Format] | None = None,
         dim: int = -1,
+        classes: int | None = None,
         direction: Direction = "forward",
         temperature: float = 1.0,
         base: float | None = None,
@@ -80,7 +83,7 @@ class KLDivergence(Accumulator):
         nan_strategy: NanStrategy = "propagate",
         **kwargs: Any,
     ) -> None:
-        options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy)
+        options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes)
         reduction = check_reduction(reduction)
         super().__init__(options, base, keeps_rows=reduction == "none", **kwargs)
         self.reduction: Reduction = reduction

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal, TypeAlias
 from zlib import crc32
 
+import numpy as np
+import torch
 from torch import Tensor
 
 Format: TypeAlias = Literal["probs", "log_probs", "logits"]
@@ -30,12 +32,16 @@ class Options:
     temperature: float = 1.0
     eps: float = 0.0
     nan_strategy: NanStrategy = "propagate"
+    # Not shown, so that the fingerprints of earlier versions, which did not have it, stay what they were.
+    classes: int | None = field(default=None, repr=False)
 
     def fingerprint(self, *also: object) -> tuple[int, int]:
         """Two numbers of 16 bits that tell apart totals that were measured with other options, or of something else.
 
         torchmetrics takes states for the same that differ by less than 1e-5, which numbers of 16 bits never do.
         """
+        if self.classes is not None:
+            also = (*also, "classes", self.classes)
         return divmod(crc32(repr((self, *also) if also else self).encode()), 2**16)
 
 
@@ -47,19 +53,28 @@ def check_options(
     temperature: float,
     eps: float,
     nan_strategy: NanStrategy,
+    classes: int | None = None,
 ) -> Options:
     """Check the public arguments and return them as one value."""
-    if isinstance(dim, bool) or not isinstance(dim, int):
+    axis = as_int("dim", dim)
+    if axis is None:
         raise TypeError(f"`dim` must be an int, the index of the class axis. Got {dim!r}.")
+    first = None if classes is None else as_int("classes", classes)
+    if classes is not None and first is None:
+        raise TypeError(f"`classes` must be an int, how many of the first classes to take, or None. Got {classes!r}.")
+    if first is not None and first < 1:
+        raise ValueError(f"`classes` must be how many of the first classes to take, at least 1. Got {classes!r}.")
     check_choice("direction", direction, DIRECTIONS)
     check_choice("nan_strategy", nan_strategy, NAN_STRATEGIES)
-    if not (is_number(temperature) and 0 < temperature < math.inf):
+    divisor, floor = as_number("temperature", temperature), as_number("eps", eps)
+    if divisor is None or not 0 < divisor < math.inf:
         raise ValueError(f"`temperature` must be a finite number above 0. Got {temperature!r}.")
-    if not (is_number(eps) and 0 <= eps < 1):
+    if floor is None or not 0 <= floor < 1:
         raise ValueError(
             f"`eps` must be a probability, at least 0 and below 1. Got {eps!r}. It is a floor under probabilities."
         )
-    return Options(_formats(log_prob, input_format), dim, direction, float(temperature), float(eps), nan_strategy)
+    formats = _formats(log_prob, input_format)
+    return Options(formats, axis, direction, float(divisor), float(floor), nan_strategy, first)
 
 
 def check_reduction(reduction: Reduction | None) -> Reduction:
@@ -73,9 +88,10 @@ def check_base(base: float | None) -> float:
     """Check `base` and return the nats in one unit of it."""
     if base is None:
         return 1.0
-    if not (is_number(base) and 1 < base < math.inf):
+    number = as_number("base", base)
+    if number is None or not 1 < number < math.inf:
         raise ValueError(f"`base` must be a finite number above 1. Got {base!r}. Use 2 for bits, None for nats.")
-    return math.log(base)
+    return math.log(number)
 
 
 def unit_name(base: float | None) -> str:
@@ -115,6 +131,31 @@ def _formats(log_prob: bool, input_format: Format | tuple[Format, Format] | None
     return pair
 
 
-def is_number(value: object) -> bool:
-    """Whether it is an int or a float, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def as_number(name: str, value: object) -> float | None:
+    """The number as Python has it, whether it came from there, from numpy or in a tensor; None if it is none.
+
+    Raises:
+        TypeError: for a tensor that requires a gradient: none would come back.
+    """
+    is_short = False
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise TypeError(
+                f"`{name}` must be a number: no gradient flows into it. Got a tensor that requires grad. Give"
+                " tensor.item(), or have it in the logits, through which gradients flow."
+            )
+        is_short = value.is_floating_point() and value.dtype is not torch.float64
+        value = value.item() if value.numel() == 1 else None
+    elif isinstance(value, (np.generic, np.ndarray)):
+        is_short = value.dtype.kind == "f" and value.itemsize < 8
+        value = value.item() if value.size == 1 else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    # 0.1 in float32 is meant to be 0.1, and not the number nearest to it with so few bits.
+    return float(str(np.float32(value))) if is_short else value
+
+
+def as_int(name: str, value: object) -> int | None:
+    """The same for a whole number."""
+    number = as_number(name, value)
+    return number if isinstance(number, int) else None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from klmetric import histogram
+from klmetric.histogram import Histogram
 
 # The most bars to draw.
 BARS = 60
@@ -14,13 +15,12 @@ BARS = 60
 _BESIDE = {"0": histogram.ZERO, "infinite": histogram.INFINITE}
 
 
-def draw(ax: Any, counts: Tensor, bits: int, values: dict[str, float], unit: float, unit_name: str) -> Any:
+def draw(ax: Any, divergences: Histogram, values: dict[str, float], unit: float, unit_name: str) -> Any:
     """Draw a histogram on a logarithmic axis, with the mean and the quantiles marked.
 
     Args:
         ax: a matplotlib axis; None for a new figure.
-        counts: of each bin of `klmetric.histogram`.
-        bits: of the bins.
+        divergences: of the rows.
         values: of the summary, in `unit`.
         unit: in nats.
         unit_name: its name.
@@ -32,12 +32,13 @@ def draw(ax: Any, counts: Tensor, bits: int, values: dict[str, float], unit: flo
         from matplotlib import pyplot as plt
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("plot() needs matplotlib: pip install 'klmetric[plot]'") from error
+    counts = divergences.counts
     if not counts.sum():
         raise RuntimeError("There must be a row to draw. Got none that counts. Was `update` called before?")
     ax = plt.subplots(figsize=(6.4, 4.0))[1] if ax is None else ax
     n = counts.sum().item()
     if counts[1:-1].sum():
-        edges, numbers = bars(counts, bits)
+        edges, numbers = bars(divergences)
         _stairs(ax, edges / unit, 100 * numbers / n, fill=True, color="0.75")
     marks = {name: value for name, value in values.items() if name == "mean" or _is_quantile(name)}
     colors = plt.get_cmap("viridis")(torch.linspace(0.9, 0, max(1, len(marks) - 1)).tolist())
@@ -56,24 +57,24 @@ def draw(ax: Any, counts: Tensor, bits: int, values: dict[str, float], unit: flo
     return ax.get_figure(), ax
 
 
-def draw_several(ax: Any, models: Mapping[str, tuple[Tensor, float]], bits: int, unit: float, unit_name: str) -> Any:
+def draw_several(ax: Any, models: Mapping[str, tuple[Histogram, float]], unit: float, unit_name: str) -> Any:
     """Draw the distributions of several models as outlines over one another, with their means.
 
     Args:
         ax: a matplotlib axis.
-        models: the counts of the bins and the mean in `unit`, by name.
-        bits: of the bins.
+        models: the divergences of the rows and their mean in `unit`, by name.
         unit: in nats.
         unit_name: its name.
     """
-    for k, (name, (counts, mean)) in enumerate(models.items()):
+    for k, (name, (divergences, mean)) in enumerate(models.items()):
+        counts = divergences.counts
         n, color = counts.sum().item(), f"C{k % 10}"
         beside = [f"{100 * counts[i].item() / n:.3g} % are {what}" for what, i in _BESIDE.items() if n and counts[i]]
         name = name.replace("$", r"\$")  # which would begin a formula
         name = f" {name}" if name.startswith("_") else name  # which would hide it
         label = "; ".join([f"{name}: mean = {mean:.3g}", *beside])
         if counts[1:-1].sum():
-            edges, numbers = bars(counts, bits)
+            edges, numbers = bars(divergences)
             _stairs(ax, edges / unit, 100 * numbers / n, color=color, linewidth=1.5, label=label)
         else:
             ax.plot([], [], color=color, label=label)
@@ -86,6 +87,8 @@ def draw_several(ax: Any, models: Mapping[str, tuple[Tensor, float]], bits: int,
 def _stairs(ax: Any, edges: Tensor, shares: Tensor, **style: Any) -> None:
     # By their widths, which differ a little, and from one picture to another: so that heights compare.
     ax.stairs(shares / edges.log2().diff(), edges, **style)
+    if edges[0] < 1e-280 or edges[-1] > 1e280:  # a margin would end beyond the numbers there are
+        ax.set_xmargin(0)
     ax.set_xscale("log")
 
 
@@ -95,15 +98,16 @@ def _finish(ax: Any, unit_name: str) -> None:
     ax.grid(alpha=0.3)
 
 
-def bars(counts: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def bars(divergences: Histogram) -> tuple[Tensor, Tensor]:
     """Edges of bars, evenly spaced on a logarithmic axis but for the width of a bin, and the counts in them.
 
-    What is below or above all bins is in the first or last of them.
+    What is below or above all bins of a stated width is in one wide bar, from the smallest or to the largest number.
     """
-    counts = counts.clone()
-    counts[2] += counts[histogram.TINY]
-    counts[-3] += counts[histogram.HUGE]
-    counts, edges = counts[2:-2], histogram.edges(bits)
+    edges = histogram.edges(divergences.fineness)
+    # At least a doubling, so that they have a width.
+    begin, end = min(divergences.smallest, edges[0].item() / 2), max(divergences.largest, 2 * edges[-1].item())
+    edges = torch.cat([edges.new_tensor([begin]), edges, edges.new_tensor([end])])
+    counts = divergences.counts[1:-1]
     first, last = (counts > 0).nonzero().flatten()[[0, -1]].tolist()
     begin, end = edges[first].log2().item(), edges[last + 1].log2().item()
     number = min(BARS, last + 1 - first)

@@ -238,6 +238,11 @@ def _notes(report: Value) -> list[str]:
                 f"{model['name']}: {model['infinite']:,} rows are infinite, and so is the mean: there q is 0 where p is"
                 " not. --eps 1e-9 puts a floor under q."
             )
+        if model["count"] and math.isnan(model["stderr"]) and not model["infinite"]:
+            notes.append(
+                f"{model['name']}: the standard error needs at least two samples (the first axis) of weight above 0;"
+                " the rows of one sample are not taken for independent."
+            )
         if model["invalid"]:
             notes.append(f"{model['name']}: {model['invalid']:,} rows were no distributions and were left out.")
     return notes

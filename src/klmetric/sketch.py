@@ -1,8 +1,8 @@
 """The sketch: one float64 vector that the divergences of a stretch of data come to, with how they are spread.
 
 It begins with the totals (`klmetric.totals`). Then come three sums over the samples, of which the standard error is
-made; some counts and the largest divergence; the bins of a histogram; and, with `top`, the worst rows: their
-divergences, the running numbers of their samples and their places in those.
+made; some counts, and the largest and the smallest divergence; the bins of a histogram; and, with `top`, the worst
+rows: their divergences, the running numbers of their samples and their places in those.
 
 Laws: `empty` is neutral and `merge` is associative. It is commutative but for the numbers of the samples, which run on
 from one part to the next.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from klmetric import histogram, pairs, totals
+from klmetric.histogram import Histogram
 from klmetric.inputs import Rows
 from klmetric.options import Options
 
@@ -24,23 +25,27 @@ from klmetric.options import Options
 SQUARES, PRODUCTS, SIZES = range(totals.SIZE, totals.SIZE + 3)
 COUNTS = totals.SIZE + 6
 # Samples with a row that counts; rows that agree in their most likely class, of how many; all samples, also those of
-# weight 0; the largest divergence; and where the bins begin.
-CLUSTERS, AGREED, COMPARED, SEEN, MAX, BINS = range(COUNTS, COUNTS + 6)
+# weight 0; the largest finite divergence, and minus the smallest above 0, so that both merge by the maximum; and where
+# the bins begin.
+CLUSTERS, AGREED, COMPARED, SEEN, LARGEST, SMALLEST, BINS = range(COUNTS, COUNTS + 7)
 
 # To which the sums of squares are known, from which size on.
 PRECISION = Fraction(1, 2**80)
 LEAST = 1e-270
 
 
-def empty(options: Options, bits: int, top: int) -> Tensor:
+def empty(options: Options, fineness: int, top: int) -> Tensor:
     """The sketch of no data at all."""
-    head = totals.empty(options, also=(bits, top))
-    return torch.cat([head, head.new_zeros(BINS - totals.SIZE + histogram.size(bits)), head.new_full((3 * top,), -1)])
+    head = totals.empty(options, also=(fineness, top))
+    sums = head.new_zeros(SMALLEST - totals.SIZE)
+    smallest, bins, worst = head.new_tensor([-math.inf]), head.new_zeros(histogram.size(fineness)), [-1.0] * 3 * top
+    return torch.cat([head, sums, smallest, bins, head.new_tensor(worst)])
 
 
-def bins(sketch: Tensor, bits: int) -> Tensor:
-    """The counts of the bins, on the CPU."""
-    return sketch[BINS : BINS + histogram.size(bits)].cpu()
+def histogram_of(sketch: Tensor, fineness: int) -> Histogram:
+    """The divergences of the rows."""
+    counts = sketch[BINS : BINS + histogram.size(fineness)].cpu()
+    return Histogram(counts, -sketch[SMALLEST].item(), sketch[LARGEST].item())
 
 
 def merge(parts: Tensor, top: int) -> Tensor:
@@ -67,8 +72,8 @@ def _together(
     merged = [
         totals_of(parts[:, : totals.SIZE]),
         sums_of(parts[:, totals.SIZE : COUNTS]),
-        parts[:, COUNTS:MAX].sum(0),
-        parts[:, MAX:BINS].amax(0),
+        parts[:, COUNTS:LARGEST].sum(0),
+        parts[:, LARGEST:BINS].amax(0),
         parts[:, BINS:bins_end].sum(0),
     ]
     if top:
@@ -85,7 +90,7 @@ def _worst_first(divergences: Tensor) -> Tensor:
     return divergences.flatten().sort(descending=True, stable=True).indices
 
 
-def of_rows(rows: Rows, bits: int, top: int) -> Tensor:
+def of_rows(rows: Rows, fineness: int, top: int) -> Tensor:
     """The sketch of one batch, without a fingerprint."""
     head = totals.of_rows(rows.kl, rows.weight)
     kl = rows.kl.to(head.device, torch.float64)
@@ -112,9 +117,12 @@ def of_rows(rows: Rows, bits: int, top: int) -> Tensor:
     else:
         agreed = (agrees if counted is None else agrees & counted).sum()
     seen = torch.full_like(compared, rows.kl.shape[0] if rows.kl.ndim else 1)
-    largest = kl.amax() if kl.numel() else kl.new_zeros(())
-    numbers = torch.stack([x.double() for x in (clusters, agreed, compared, seen, largest)])
-    parts = [head, torch.stack(sums, 1).flatten(), numbers, histogram.count(kl, counted, bits)]
+    if kl.numel():
+        largest, smallest = torch.where(kl < math.inf, kl, 0).amax(), torch.where(kl > 0, -kl, -math.inf).amax()
+    else:
+        largest, smallest = kl.new_tensor([0, -math.inf])
+    numbers = torch.stack([x.double() for x in (clusters, agreed, compared, seen, largest, smallest)])
+    parts = [head, torch.stack(sums, 1).flatten(), numbers, histogram.count(kl, counted, fineness)]
     if top:
         parts += _worst(kl if counted is None else kl.masked_fill(~counted, -1), top)
     return torch.cat(parts)
@@ -162,3 +170,18 @@ def standard_error(sketch: list[float]) -> float:
     if spread < ss * PRECISION:  # of equal samples it is 0, and the sums are rounded
         return 0.0
     return math.sqrt(spread * clusters / ((clusters - 1) * n * n))
+
+
+def why_no_error(sketch: list[float]) -> str | None:
+    """Why there is no standard error, where that is to be explained: not for infinite divergences, nor for no rows."""
+    if not sketch[totals.WEIGHT] or math.isinf(sketch[totals.KL]) or not math.isnan(standard_error(sketch)):
+        return None
+    if sketch[CLUSTERS] < 2:
+        return (
+            "a standard error needs at least two samples (the first axis) of weight above 0. Got one, whose rows are"
+            " not taken for independent. Where each row is a sample of its own, the shape is (rows, classes)."
+        )
+    return (
+        "the squares of divergences or weights must be numbers of float64. Got some that are too large or too small."
+        " Multiply all weights by a factor, which changes no other value, to bring them into its range."
+    )

@@ -1,18 +1,23 @@
 """`KLDivergenceSummary`: how the divergence is spread, accumulated like the divergence itself."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics.metric import CompositionalMetric
 
 from klmetric import histogram, sketch, totals
 from klmetric.accumulator import Accumulator
+from klmetric.histogram import Histogram
 from klmetric.inputs import Rows
-from klmetric.options import Direction, Format, NanStrategy, check_options, is_number, unit_name
+from klmetric.options import Direction, Format, NanStrategy, as_int, as_number, check_choice, check_options, unit_name
+from klmetric.single import Take, refuse
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
@@ -20,7 +25,7 @@ QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 class KLDivergenceSummary(Accumulator):
     r"""The mean of the KL divergence, how sure it is, and how the divergence is spread over the rows.
 
-    It measures what `klmetric.KLDivergence` measures, of the same inputs, and keeps one vector of fixed size (28 KiB at
+    It measures what `klmetric.KLDivergence` measures, of the same inputs, and keeps one vector of fixed size (64 KiB at
     the accuracy of 1 %), which is brought together in one collective. The result is the same for every batch size and
     number of processes.
 
@@ -33,8 +38,10 @@ class KLDivergenceSummary(Accumulator):
       in one update: where a sample is a document of several windows, update with p and q of (1, its tokens, classes).
     - `max`: the largest divergence of a row.
     - `p50`, `p90`, `p95`, `p99`, `p99_9`: the quantiles, as `numpy.quantile` has them, each to `relative_accuracy` of
-      itself while the rows next to it are between 1e-12 and 16,384 nats. Exact zeros and infinities are told apart from
-      what is near. Each is one of a fixed grid of values, 1.5 % apart, so that two data sets may share one.
+      itself while the rows next to it are between 5e-25 and 3e38 nats (the largest number of float32). Exact zeros and
+      infinities are told apart from what is near. Beyond that range the smallest and the largest divergence are known
+      exactly, and what lies between one of these and the range is interpolated on a logarithmic axis. Each is one of a
+      fixed grid of values, at most 2 % apart, so that two data sets may share one.
     - `agreement`: the share of rows whose most likely class is the same (the first one, of equally likely ones). NaN
       for distributions that are not categorical.
     - `count`: the rows that count: of weight above 0, and pairs of distributions. `infinite`: those of them with a
@@ -45,6 +52,9 @@ class KLDivergenceSummary(Accumulator):
       the updates, those of weight 0 included; where totals are merged, or come from several processes, in the order of
       these. NaN, -1 and -1 where there are fewer rows, or invalid ones.
 
+    `summary["p99"]` is one of these values as a metric of its own, for what wants a single number: arithmetic and
+    torchmetrics' wrappers (`MetricTracker`, `MinMaxMetric`, `BootStrapper`...).
+
     Weights scale the mean and its standard error. The rest counts rows: one of weight above 0 once, whatever the
     weight.
 
@@ -52,6 +62,7 @@ class KLDivergenceSummary(Accumulator):
         log_prob: True is the old spelling of `input_format="log_probs"`.
         input_format: see `klmetric.KLDivergence`, and so are dim, direction, temperature, base, eps, nan_strategy.
         dim: likewise.
+        classes: likewise.
         direction: likewise.
         temperature: likewise.
         base: likewise.
@@ -90,6 +101,7 @@ class KLDivergenceSummary(Accumulator):
         log_prob: bool = False,
         input_format: Format | tuple[Format, Format] | None = None,
         dim: int = -1,
+        classes: int | None = None,
         direction: Direction = "forward",
         temperature: float = 1.0,
         base: float | None = None,
@@ -100,18 +112,19 @@ class KLDivergenceSummary(Accumulator):
         top: int = 0,
         **kwargs: Any,
     ) -> None:
-        options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy)
+        options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes)
         self.quantiles = _check_quantiles(quantiles)
-        if not (is_number(relative_accuracy) and 1e-4 <= relative_accuracy < 1):
+        accuracy, number = as_number("relative_accuracy", relative_accuracy), as_int("top", top)
+        if accuracy is None or not 1e-4 <= accuracy < 1:
             raise ValueError(
                 f"`relative_accuracy` must be a share of a quantile, from 0.0001 to below 1. Got {relative_accuracy!r}."
                 " Use 0.01 for 1 %."
             )
-        if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+        if number is None or number < 0:
             raise ValueError(f"`top` must be a number of rows, at least 0. Got {top!r}.")
-        self.relative_accuracy = relative_accuracy
-        self.top = top
-        self._bits = histogram.bits_for(relative_accuracy)
+        self.relative_accuracy = accuracy
+        self.top = number
+        self._fineness = histogram.fineness_for(accuracy)
         super().__init__(options, base, **kwargs)
 
     def plot(self, val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None, ax: Any = None) -> Any:
@@ -133,19 +146,40 @@ class KLDivergenceSummary(Accumulator):
         from klmetric.picture import draw  # matplotlib is an optional dependency
 
         with self.sync_context(should_sync=self.sync_on_compute and not self._is_synced):
-            counts = sketch.bins(self.totals, self._bits)
-            values = self._values(self.totals.tolist(), counts)
-        return draw(ax, counts, self._bits, values, self._unit, unit_name(self.base))
+            divergences = self._divergences(self.totals)
+            values = self._values(self.totals.tolist(), divergences)
+        return draw(ax, divergences, values, self._unit, unit_name(self.base))
+
+    def __getitem__(self, name: str) -> CompositionalMetric:  # type: ignore[override]
+        """One value as a metric of its own: `summary["p99"]`, for wrappers and arithmetic, which want a single number.
+
+        It measures for itself from here on, so that in `summary["p99"] / summary["p50"]` no row counts twice.
+        """
+        with torch.device("cpu"):
+            nothing = self._empty()
+        check_choice("name", name, tuple(self._values(nothing.tolist(), self._divergences(nothing))))
+        return CompositionalMetric(Take(name), self.clone(), None)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The values of all that was added, over all processes."""
+        numbers = self.totals.tolist()
+        if not self._is_lost(numbers) and (reason := sketch.why_no_error(numbers)):
+            warnings.warn(f"`stderr` is NaN: {reason}", stacklevel=4)
+        values: dict[str, Tensor] = super().compute()
+        return values
 
     def _own_options(self) -> dict[str, tuple[Any, Any]]:
         accuracy = (self.relative_accuracy, 0.01)
         return {"quantiles": (self.quantiles, QUANTILES), "relative_accuracy": accuracy, "top": (self.top, 0)}
 
     def _empty(self) -> Tensor:
-        return sketch.empty(self.options, self._bits, self.top)
+        return sketch.empty(self.options, self._fineness, self.top)
 
     def _of_batch(self, rows: Rows) -> Tensor:
-        return sketch.of_rows(rows, self._bits, self.top)
+        return sketch.of_rows(rows, self._fineness, self.top)
+
+    def _divergences(self, sums: Tensor) -> Histogram:
+        return sketch.histogram_of(sums, self._fineness)
 
     def _merging(self) -> Callable[[Tensor], Tensor]:
         return partial(sketch.merge, top=self.top)
@@ -156,32 +190,36 @@ class KLDivergenceSummary(Accumulator):
     def _result(self, sums: Tensor, rows: list[Tensor], stacklevel: int) -> dict[str, Tensor]:
         numbers = sums.tolist()
         self._warn_of_invalid(numbers, stacklevel)
-        counts = sketch.bins(sums, self._bits)
+        divergences = self._divergences(sums)
         return {
             name: torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else self.dtype, device=self.device)
-            for name, value in self._values(numbers, counts).items()
+            for name, value in self._values(numbers, divergences).items()
         }
 
-    def _values(self, numbers: list[float], counts: Tensor) -> dict[str, float]:
+    def _is_lost(self, numbers: list[float]) -> bool:
+        """Whether rows that were no distributions make every divergence NaN."""
+        return numbers[totals.INVALID] > 0 and self.options.nan_strategy == "propagate"
+
+    def _values(self, numbers: list[float], divergences: Histogram) -> dict[str, float]:
         """What `compute` gives, as numbers: those that count as int."""
         invalid = int(numbers[totals.INVALID])
         count = int(numbers[totals.ROWS]) - invalid
-        is_lost = invalid and self.options.nan_strategy == "propagate"
+        is_lost = self._is_lost(numbers)
 
         def of_rows(value: float) -> float:
             return math.nan if is_lost or not count else value
 
-        largest = numbers[sketch.MAX]
+        infinite = int(divergences.counts[histogram.INFINITE])
         compared = numbers[sketch.COMPARED]
         values = {
             "mean": totals.value(numbers, "mean", self.options.nan_strategy) / self._unit,
             "stderr": of_rows(sketch.standard_error(numbers)) / self._unit,
-            "max": of_rows(largest) / self._unit,
+            "max": of_rows(math.inf if infinite else divergences.largest) / self._unit,
         }
         for q in self.quantiles:
-            values[quantile_name(q)] = of_rows(histogram.quantile(counts, q, largest)) / self._unit
+            values[quantile_name(q)] = of_rows(histogram.quantile(divergences, q)) / self._unit
         values["agreement"] = of_rows(numbers[sketch.AGREED] / compared if count and compared == count else math.nan)
-        values |= {"count": count, "infinite": int(counts[histogram.INFINITE]), "invalid": invalid}
+        values |= {"count": count, "infinite": infinite, "invalid": invalid}
         worst = numbers[len(numbers) - 3 * self.top :]
         for k in range(self.top):
             value, sample, position = worst[k :: self.top]
@@ -192,16 +230,23 @@ class KLDivergenceSummary(Accumulator):
         return values
 
 
+refuse(KLDivergenceSummary)
+
+
 def _check_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
-    if not isinstance(quantiles, Sequence) or isinstance(quantiles, str):
+    is_array = isinstance(quantiles, (Tensor, np.ndarray)) and quantiles.ndim == 1
+    if not (is_array or isinstance(quantiles, Sequence)) or isinstance(quantiles, str):
         raise TypeError(f"`quantiles` must be a sequence of numbers. Got {quantiles!r}. Write (0.5, 0.99).")
+    numbers = []
     for q in quantiles:
-        if not (is_number(q) and 0 <= q <= 1):
-            hint = f" Write {q / 100:g} for {q:g} %." if is_number(q) and 1 < q <= 100 else ""
+        number = as_number("quantiles", q)
+        if number is None or not 0 <= number <= 1:
+            hint = f" Write {number / 100:g} for {number:g} %." if number is not None and 1 < number <= 100 else ""
             raise ValueError(f"`quantiles` must be numbers from 0 to 1. Got {q!r}.{hint}")
-    if len(set(quantiles)) < len(quantiles):
+        numbers.append(number)
+    if len(set(numbers)) < len(numbers):
         raise ValueError(f"`quantiles` must differ. Got {quantiles!r}.")
-    return tuple(quantiles)
+    return tuple(numbers)
 
 
 def quantile_name(q: float) -> str:
