@@ -247,7 +247,8 @@ class KLDivergenceCallback(Callback):
         """Add the batch."""
         self.on_train_batch_start(trainer, pl_module, batch, batch_idx)  # of a batch that is None it was not called
         # Lightning makes {} of nothing, and has skipped the batch then, unless the module optimises by hand.
-        self._update("train", outputs or None, batch, batch_idx, 0, pl_module.automatic_optimization)
+        is_skipped = not outputs and pl_module.automatic_optimization
+        self._update("train", outputs or None, batch, batch_idx, 0, is_skipped)
 
     def on_validation_batch_end(
         self,
@@ -349,16 +350,16 @@ class KLDivergenceCallback(Callback):
         batch: Any,
         batch_idx: int,
         dataloader_idx: int,
-        none_is_skipped: bool = False,
+        is_skipped: bool = False,
     ) -> None:
         if stage not in self.stages:
             return
         running = self._running[stage][dataloader_idx]
-        if outputs is None and none_is_skipped:
+        if is_skipped:
             running.skip()
             return
-        sources = [("p", self.p), ("q", self.q), *([] if self.weight is None else [("weight", self.weight)])]
-        inputs = {key: _take(key, source, outputs, batch, stage) for key, source in sources}
+        sources = {"p": self.p, "q": self.q} | ({} if self.weight is None else {"weight": self.weight})
+        inputs = {key: _take(key, source, outputs, batch, stage) for key, source in sources.items()}
         if outputs is None and any(one is None for one in inputs.values()):
             running.skip()
         else:
