@@ -99,23 +99,26 @@ def _labels(
 def _spread(saved: Saved, predictions: Saved, option: str, path: Path) -> OfRows:
     """From one entry for each sample, or for each row, to rows."""
     samples, positions = predictions.shape[0], predictions.positions
+    # Where samples differ in length, the rows of one after the other.
+    each_row = predictions.shape[:-1] if predictions.starts is None else (predictions.rows,)
     if saved.shape in ((samples,), (samples, 1)):
 
         def of_samples(start: int, stop: int) -> Tensor:
-            first = start // positions
-            values = saved.read(first, (stop - 1) // positions + 1).reshape(-1)
-            return values.repeat_interleave(positions)[start - first * positions :][: stop - start]
+            first, last = predictions.sample_at(start), predictions.sample_at(stop - 1) + 1
+            values = saved.read(first, last).reshape(-1).repeat_interleave(predictions.lengths(first, last))
+            return values[start - predictions.first_row(first) :][: stop - start]
 
         return of_samples
-    if saved.shape == predictions.shape[:-1]:
+    if saved.shape == each_row:
+        width = saved.classes if len(saved.shape) > 1 else 1  # its own rows are along its last axis
 
         def of_rows(start: int, stop: int) -> Tensor:
-            first = start // saved.classes  # its own rows are along its last axis
-            values = saved.read(first, (stop - 1) // saved.classes + 1).reshape(-1)
-            return values[start - first * saved.classes :][: stop - start]
+            first = start // width
+            values = saved.read(first, (stop - 1) // width + 1).reshape(-1)
+            return values[start - first * width :][: stop - start]
 
         return of_rows
-    of_rows_text = f", or for each row, {predictions.shape[:-1]}" if positions > 1 else ""
+    of_rows_text = f", or for each row, {each_row}" if positions > 1 else ""
     hint = " Is the first one a header?" if saved.shape == (samples + 1,) else ""
     raise InputError(
         f"{option} must have one entry for each sample, {(samples,)}{of_rows_text}. Got shape {saved.shape} in {path}."

@@ -98,6 +98,10 @@ def compare_command(
     id_column: Annotated[
         str | None, typer.Option("--id", help="The column of a table by which rows are aligned.")
     ] = None,
+    documents: Annotated[
+        bool | None,
+        typer.Option("--documents/--no-documents", help="Whether each array of (rows, classes) is one sample."),
+    ] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Take the first so many classes only.")] = None,
     direction: Annotated[
         str, typer.Option(help="forward KL(p‖q), reverse KL(q‖p), or jeffreys, their sum.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from klmetric import paired, pairs, sketch, totals
+from klmetric.clipped import Rest, nearest, rest_of
 from klmetric.distributed import gather
 from klmetric.inputs import Rows, fault, measure
 from klmetric.llama import storage_error
@@ -21,6 +22,8 @@ from klmetric.summary import KLDivergenceSummary
 BATCHES = 2**25
 # More would wait for Python.
 MOST_THREADS = 16
+# Rows of samples of different lengths that are added at once, each sample as long as the longest.
+PADDED = 2**20
 
 
 @dataclass
@@ -32,12 +35,14 @@ class Measured:
         summary: of all rows.
         groups: of the rows of each group, by its label.
         step: the coarsest grid that log-probabilities were rounded to; 0 where they were not.
+        clipped: over the rows, the sums of what p has, and q has, in classes that are clipped, as `klmetric.pairs`.
     """
 
     saved: Saved
     summary: KLDivergenceSummary
     groups: dict[str, KLDivergenceSummary] = field(default_factory=dict)
     step: float = 0.0
+    clipped: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
 
     @property
     def summaries(self) -> list[KLDivergenceSummary]:
@@ -122,6 +127,12 @@ class Comparison:
         usual, largest = storage_error(self.step, measured.step, mean)
         return usual / self.unit, largest / self.unit
 
+    def clipped(self, measured: Measured) -> tuple[float, float] | None:
+        """The mean mass of p, and of q, in classes that are clipped; None where none is."""
+        weight = measured.summary.totals[totals.WEIGHT].item()
+        p, q, *_ = measured.clipped.tolist()
+        return (p / weight, q / weight) if p or q else None
+
 
 def empty(task: Task) -> Comparison:
     """Nothing measured yet."""
@@ -159,15 +170,18 @@ def measure_share(
     Raises:
         InputError: for rows that are no distributions, and files that cannot be read.
     """
-    positions = result.task.reference.positions
-    row, end = (positions * sample for sample in _share(result.task, rank, processes))
+    reference = result.task.reference
+    sample, end = _share(result.task, rank, processes)
+    at_once = end if reference.starts is None else max(1, PADDED // reference.positions)
+    row = reference.first_row(sample)
     pending: _Batch | None = None
-    for batch in _batches(result, row, end, is_interrupted):
+    for batch in _batches(result, row, reference.first_row(end), is_interrupted):
         pending = batch if pending is None else _Batch.joined(pending, batch)
-        whole = len(pending) // positions * positions
-        if whole:
-            _add(result, pending.part(slice(whole)))
-            pending = pending.part(slice(whole, None))
+        while (whole := min(end, reference.sample_at(row + len(pending)), sample + at_once)) > sample:
+            rows = reference.first_row(whole) - row
+            _add(result, pending.part(slice(rows)), reference.lengths(sample, whole))
+            pending = pending.part(slice(rows, None))
+            sample, row = whole, row + rows
         advance(len(batch))
 
 
@@ -240,7 +254,8 @@ def merge_over_processes(result: Comparison, rank: int, processes: int, has_fail
         summary.totals = summary.totals.index_fill(0, torch.tensor(sketch.SEEN), end - begin)
     steps = [result.step, *(measured.step for measured in result.models)]
     head = torch.tensor([has_failed, result.samples, *steps], dtype=torch.float64)
-    states = [head, *(summary.totals for summary in summaries), *result.differences.values()]
+    sums = [*result.differences.values(), *(measured.clipped for measured in result.models)]
+    states = [head, *(summary.totals for summary in summaries), *sums]
     gathered = torch.stack(gather(torch.cat(states)))
     head, *parts = torch.split(gathered, [len(state) for state in states], 1)
     result.samples = int(head[:, 1].sum())
@@ -250,8 +265,10 @@ def merge_over_processes(result: Comparison, rank: int, processes: int, has_fail
     for summary, part in zip(summaries, parts[: len(summaries)], strict=True):
         summary.totals = summary._merging()(part)
         summary._update_count, summary._computed = 1, None
-    for pair, part in zip(result.differences, parts[len(summaries) :], strict=True):
-        result.differences[pair] = torch.tensor(pairs.merge(part.tolist()), dtype=torch.float64)
+    merged = iter([_together(*part) for part in parts[len(summaries) :]])
+    result.differences = {pair: next(merged) for pair in result.differences}
+    for measured in result.models:
+        measured.clipped = next(merged)
     return not bool(head[:, 0].any())
 
 
@@ -264,11 +281,13 @@ class _Batch:
         agrees: whether the most likely class is the same, likewise.
         weight: shape (rows,).
         labels: the numbers of their groups, likewise.
+        clipped: the masses of p and of q in classes that are clipped, shape (models, 2, rows).
         steps: the coarsest of the grids that the reference and each model were rounded to.
     """
 
     kl: Tensor
     agrees: Tensor
+    clipped: Tensor
     weight: Tensor
     labels: Tensor
     steps: list[float]
@@ -277,66 +296,103 @@ class _Batch:
         return self.kl.shape[1]
 
     def part(self, rows: slice) -> "_Batch":
-        return _Batch(self.kl[:, rows], self.agrees[:, rows], self.weight[rows], self.labels[rows], self.steps)
+        return replace(self, **{name: getattr(self, name)[..., rows] for name in _OF_ROWS})
 
     @staticmethod
     def joined(a: "_Batch", b: "_Batch") -> "_Batch":
-        both = [(getattr(a, name), getattr(b, name)) for name in ("kl", "agrees", "weight", "labels")]
-        kl, agrees, weight, labels = (torch.cat(pair, -1) for pair in both)
-        return _Batch(kl, agrees, weight, labels, [*map(max, a.steps, b.steps)])
+        joined = {name: torch.cat([getattr(a, name), getattr(b, name)], -1) for name in _OF_ROWS}
+        return _Batch(**joined, steps=[*map(max, a.steps, b.steps)])
+
+
+_OF_ROWS = ("kl", "agrees", "clipped", "weight", "labels")
 
 
 def _measure(result: Comparison, start: int, stop: int, read: _Read, is_first: bool) -> _Batch:
     """The divergences of the rows from `start` to `stop`."""
     task, weight = result.task, read.weight
 
-    def rows_of(saved: Saved) -> Tensor:
+    def rows_of(saved: Saved) -> tuple[Tensor, Rest | None, float]:
         known = read.predictions
         x = known[id(saved)] if id(saved) in known else saved.read(start, stop)
-        return x[:, : task.classes]
+        if saved.grid is None:
+            return x[:, : task.classes], None, 0.0
+        grid = saved.grid(start, stop)
+        rest = rest_of(x, grid, task.classes)
+        if rest is not None and task.options.temperature != 1:
+            _check_nothing_is_clipped(saved, rest.is_clipped[weight > 0], task.options)
+        return x[:, : task.classes], rest, grid[:, 0].max().item()
 
-    p = rows_of(task.reference)
-    kl, agrees, steps = [], [], [_step_of(task.reference, start, stop)]
+    p, rest_of_p, step_of_p = rows_of(task.reference)
+    kl, agrees, clipped, steps = [], [], [], [step_of_p]
     for measured in result.models:
-        q = rows_of(measured.saved)
+        q, rest_of_q, step_of_q = rows_of(measured.saved)
         options = _options_for(task.options, task.reference, measured.saved)
         if task.is_checked and is_first:
             for k, (saved, x) in enumerate(((task.reference, p), (measured.saved, q))):
                 _check_format(saved, x[weight > 0], options.input_format, k)
-        rows = measure(p, q, None, replace(options, nan_strategy="propagate"), True)
+        a, b, rests = p, q, (rest_of_p, rest_of_q)
+        if rest_of_p is not None or rest_of_q is not None:
+            log_p, log_q = (x.log() if f == "probs" else x for x, f in zip((p, q), options.input_format, strict=True))
+            log_p, log_q = nearest(log_p, log_q, *rests)
+            # What has nothing clipped is measured as it stands.
+            a, b = (p if rest_of_p is None else log_p), (q if rest_of_q is None else log_q)
+        rows = measure(a, b, None, replace(options, nan_strategy="propagate"), True)
         if options.nan_strategy == "error":
             _check_rows(task.reference, measured.saved, p, q, rows.kl, weight, options, start)
         assert rows.agrees is not None
         kl.append(rows.kl)
         agrees.append(rows.agrees)
-        steps.append(_step_of(measured.saved, start, stop))
-    return _Batch(torch.stack(kl), torch.stack(agrees), weight, read.labels, steps)
+        masses = [torch.zeros(len(p)).double() if rest is None else rest.likely.squeeze(-1) for rest in rests]
+        clipped.append(torch.stack(masses))
+        steps.append(step_of_q)
+    return _Batch(torch.stack(kl), torch.stack(agrees), torch.stack(clipped), weight, read.labels, steps)
 
 
-def _step_of(saved: Saved, start: int, stop: int) -> float:
-    return 0.0 if saved.steps is None else saved.steps(start, stop).max().item()
+def _check_nothing_is_clipped(saved: Saved, is_clipped: Tensor, options: Options) -> None:
+    if count := int(is_clipped.any(-1).sum()):
+        raise InputError(
+            "--temperature must be 1 where log-probabilities are clipped: their sum is known, and that of their powers"
+            f" is not. Got {options.temperature:g}, and {count:,} such rows at once in {saved.name}. Save the logits"
+            " themselves."
+        )
 
 
-def _add(result: Comparison, rows: _Batch) -> None:
-    """Add samples that are whole."""
+def _add(result: Comparison, rows: _Batch, lengths: Tensor) -> None:
+    """Add samples that are whole, of so many rows each."""
     task = result.task
-    shape = (-1, task.reference.positions)
-    weight, labels = rows.weight.reshape(shape), rows.labels.reshape(shape)
+    positions, is_even = task.reference.positions, task.reference.starts is None
+
+    def of_samples(x: Tensor) -> Tensor:
+        """As (samples, positions), each filled up with 0 to the longest of all: no sum depends on others."""
+        if is_even:
+            return x.reshape(-1, positions)
+        places = torch.arange(positions) < lengths.unsqueeze(-1)
+        return x.new_zeros(places.shape).masked_scatter_(places, x)
+
+    weight, labels = of_samples(rows.weight), of_samples(rows.labels)
     for k, measured in enumerate(result.models):
-        kl, agrees = rows.kl[k].reshape(shape), rows.agrees[k].reshape(shape)
-        measured.summary.add_rows(Rows(kl, None if task.weight is None else weight, agrees))
+        kl, agrees = of_samples(rows.kl[k]), of_samples(rows.agrees[k])
+        measured.summary.add_rows(Rows(kl, None if is_even and task.weight is None else weight, agrees))
         for number, group in enumerate(measured.groups.values()):
             # Of all samples, so that they keep their numbers.
             group.add_rows(Rows(kl, torch.where(labels == number, weight, 0), agrees))
+        if bool(rows.clipped[k].any()):
+            masses = torch.where(rows.kl[k].isnan(), 0, rows.clipped[k]) * rows.weight
+            batch = torch.stack([pairs.total(mass) for mass in masses.double()], 1).flatten()
+            measured.clipped = _together(measured.clipped, batch)
     # Of the rows that count for all models.
-    common = torch.where(rows.kl.isnan().any(0), 0, rows.weight).reshape(shape).double()
+    common = of_samples(torch.where(rows.kl.isnan().any(0), 0, rows.weight)).double()
     for (i, j), sums in result.differences.items():
-        batch = paired.of_rows(rows.kl[i].reshape(shape), rows.kl[j].reshape(shape), common)
-        result.differences[i, j] = torch.tensor(pairs.merge([sums.tolist(), batch.tolist()]), dtype=torch.float64)
-    result.samples += len(weight)
+        batch = paired.of_rows(of_samples(rows.kl[i]), of_samples(rows.kl[j]), common)
+        result.differences[i, j] = _together(sums, batch)
+    result.samples += len(lengths)
     result.step = max(result.step, rows.steps[0])
     for measured, step in zip(result.models, rows.steps[1:], strict=True):
         measured.step = max(measured.step, step)
+
+
+def _together(*sums: Tensor) -> Tensor:
+    return torch.tensor(pairs.merge([part.tolist() for part in sums]), dtype=torch.float64)
 
 
 def _options_for(options: Options, reference: Saved, model: Saved) -> Options:
@@ -384,7 +440,8 @@ def _check_rows(
     if not len(bad):
         return
     i = int(bad[0, 0])
-    sample, position = divmod(start + i, reference.positions)
+    sample = reference.sample_at(start + i)
+    position = start + i - reference.first_row(sample)
     where = f"sample {sample}, position {position}" if len(reference.shape) > 2 else f"row {sample}"
     both = zip((reference, model), (p, q), options.input_format, strict=True)
     faults = [(saved.name, fault(x[i], input_format)) for saved, x, input_format in both]

@@ -53,6 +53,7 @@ class Arguments:
     columns: list[str] | None
     header: bool | None
     id_column: str | None
+    documents: bool | None
     classes: int | None
     direction: str
     temperature: float
@@ -130,7 +131,7 @@ def _run(arguments: Arguments, rank: int, processes: int) -> int:
 
 def _more_options(arguments: Arguments) -> dict[str, Any]:
     """What decides a report, besides the options of the metric."""
-    names = ("key", "columns", "header", "id_column", "limit", "mask", "weight", "groups")
+    names = ("key", "columns", "header", "id_column", "documents", "limit", "mask", "weight", "groups")
     return {name: str(x) if isinstance(x := getattr(arguments, name), Path) else x for name in names}
 
 
@@ -240,13 +241,25 @@ def _task(arguments: Arguments, limits: dict[str, float]) -> Task:
     columns = arguments.columns or []
     if len(columns) > 2:
         raise InputError(f"--columns must be given once, or twice: for the reference, and the models. Got {columns}.")
-    choice = Choice(arguments.key, next(iter(columns), None), arguments.id_column, arguments.header)
+    choice = Choice(
+        arguments.key,
+        next(iter(columns), None),
+        arguments.id_column,
+        arguments.header,
+        documents=arguments.documents,
+    )
     reference = open_saved(arguments.paths[0], choice)
     choice = replace(choice, columns=next(reversed(columns), None), classes=reference.columns)
     models = [open_saved(path, choice) for path in arguments.paths[1:]]
     for saved in (reference, *models):
         _check_array(saved)
     for model in models:
+        if arguments.key is not None and (same := set(reference.arrays) & set(model.arrays)):
+            name = min(name for *_, name in same)
+            raise InputError(
+                f"--key must not name the same array on both sides. Got {name!r} of one file as {reference.name} and"
+                f" {model.name}: its divergence from itself is 0. Save the array of the model in a file of its own."
+            )
         _check_pair(reference, model, arguments.classes)
         if not (arguments.id_column or arguments.no_check):
             _check_order(reference, model)
@@ -342,6 +355,14 @@ def _check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
             f"Both must have the same rows. Got shape {reference.shape} in {reference.name} and {model.shape} in"
             f" {model.name}. Are they of the same data?"
         )
+    if reference.starts is not None or model.starts is not None:
+        ours, theirs = (saved.lengths(0, saved.shape[0]) for saved in (reference, model))
+        if len(other := (ours != theirs).nonzero()):
+            k = int(other[0])
+            raise InputError(
+                f"Both must have samples of the same lengths. Got {ours[k]} and {theirs[k]} rows in sample {k} of"
+                f" {reference.name} and {model.name}. Are they of the same data?"
+            )
     if reference.tokens is not None and model.tokens is not None:
         if len(reference.tokens) != len(model.tokens):
             raise InputError(
@@ -421,7 +442,7 @@ class _Rate(ProgressColumn):
 @contextmanager
 def _progress(result: Comparison, rank: int, processes: int) -> Iterator[Callable[[int], None]]:
     """A bar of the rows of this process, where there is somebody to see it."""
-    total = result.task.samples * result.task.reference.positions // processes
+    total = result.task.reference.first_row(result.task.samples) // processes
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(
         *columns, console=Console(stderr=True), transient=True, disable=rank > 0 or not sys.stderr.isatty()

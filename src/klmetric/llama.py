@@ -3,9 +3,11 @@
 The file: `_logits_`; the length of a context, the size of the vocabulary and the number of chunks as int32; the tokens
 of all chunks as int32; then, for each position of each chunk that is evaluated, a float32 step, a float32 minimum and
 one uint16 code for each class, padded to an even number. A log-probability is minimum + step * code.
-(ggml-org/llama.cpp, tools/perplexity/perplexity.cpp.)
+(ggml-org/llama.cpp, tools/perplexity/perplexity.cpp.) The file is known by its first bytes, whatever it is called.
 
-Probabilities below e^-16 of the largest in a row are saved as e^-16 of it.
+A row spans 65,535 steps. If its log-probabilities span more than 16 nats (24 in ik_llama.cpp, whose files look the
+same), the lower ones are clipped: they get the code 0, and are only known to lie at the minimum or below. The others
+are true log-probabilities, of a normaliser that has seen every class.
 """
 
 import math
@@ -18,6 +20,17 @@ from torch import Tensor
 from klmetric.saved import InputError, Saved
 
 MAGIC = b"_logits_"
+STEPS = 65535
+# A row that has been clipped spans a whole number of nats, from so many on, but for rounding to float32. Another that
+# does so by chance loses next to nothing if its smallest class is taken for clipped.
+LEAST_WINDOW, ROUNDING = 16, 1e-3
+
+
+def is_kld(path: Path) -> bool:
+    """Whether a file begins as one of llama.cpp, and not as text that only has the same first letters."""
+    with path.open("rb") as file:
+        head = file.read(len(MAGIC) + 12)
+    return head.startswith(MAGIC) and b"\0" in head
 
 
 def open_kld(path: Path) -> Saved:
@@ -58,13 +71,17 @@ def open_kld(path: Path) -> Saved:
         rows = records(start, stop)
         scale = scales(rows)
         codes = torch.from_numpy(rows[:, 4 : 4 + classes].astype(np.float32))
+        window = STEPS * scale[:, :1]
+        is_clipped = (window > LEAST_WINDOW - ROUNDING) & ((window - window.round()).abs() < ROUNDING)
+        if bool(is_clipped.any()):
+            codes.masked_fill_(is_clipped & (codes == 0), -math.inf)
         return codes.mul_(scale[:, :1]).add_(scale[:, 1:])
 
-    def steps(start: int, stop: int) -> Tensor:
-        return scales(records(start, stop))[:, 0]
+    def grid(start: int, stop: int) -> Tensor:
+        return scales(records(start, stop)).double()
 
     shape = (chunks, positions, classes)
-    return Saved(str(path), shape, torch.float32, read, input_format="log_probs", tokens=tokens, steps=steps)
+    return Saved(str(path), shape, torch.float32, read, input_format="log_probs", tokens=tokens, grid=grid)
 
 
 def storage_error(step_of_p: float, step_of_q: float, mean: float) -> tuple[float, float]:
@@ -75,8 +92,8 @@ def storage_error(step_of_p: float, step_of_q: float, mean: float) -> tuple[floa
 
     .. math:: |KL' - KL| \le s_p + s_q + (e^{s_p} - 1) \sum_c p_c |\log(p_c / q_c)|
 
-    of which the last sum is at most KL + (2 KL)^{1/2} (by Pinsker's inequality). Both are of rows in which nothing is
-    below e^-16 of the largest.
+    of which the last sum is at most KL + (2 KL)^{1/2} (by Pinsker's inequality). Where classes were clipped, the second
+    bounds by how much the divergence is too large, not by how much it is too small.
     """
     usual = (step_of_p**2 + step_of_q**2) / 24
     return usual, step_of_p + step_of_q + math.expm1(step_of_p) * (mean + math.sqrt(2 * mean))

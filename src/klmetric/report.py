@@ -58,6 +58,7 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
                 **values[k],
                 **_difference(comparison, k, order[0], names),
                 **_storage_error(comparison, comparison.models[k]),
+                **_same_arrays(task.reference, comparison.models[k].saved),
                 **({"worst": _worst_of(comparison.models[k].summary, task.reference)} if task.top else {}),
                 **_groups(comparison.models[k]),
             }
@@ -94,7 +95,17 @@ def _difference(comparison: Comparison, k: int, best: int, names: list[str]) -> 
 
 def _storage_error(comparison: Comparison, measured: Measured) -> Value:
     error = comparison.storage_error(measured)
-    return {} if error is None else {"storage_error": dict(zip(("usual", "largest"), error, strict=True))}
+    clipped = comparison.clipped(measured)
+    return {
+        **({} if error is None else {"storage_error": dict(zip(("usual", "largest"), error, strict=True))}),
+        **({} if clipped is None else {"clipped": dict(zip(("reference", "model"), clipped, strict=True))}),
+    }
+
+
+def _same_arrays(reference: Saved, model: Saved) -> Value:
+    """How many arrays of a model are those of the reference."""
+    same = len(set(reference.arrays) & set(model.arrays))
+    return {"same_arrays": same} if same else {}
 
 
 def _worst_of(summary: KLDivergenceSummary, reference: Saved) -> list[Value]:
@@ -164,7 +175,11 @@ def exceeded(report: Value, above: dict[str, float], below: dict[str, float]) ->
 
 # --- Tables
 
-_SKIPPED = ("name", "path", "columns", "difference", "storage_error", "worst", "groups", "low", "high")
+# Of a model, what is no line of its own.
+_SKIPPED = (
+    *("name", "path", "columns", "difference", "storage_error", "clipped", "same_arrays", "worst", "groups"),
+    *("low", "high"),
+)
 
 
 def _cells(models: list[Value]) -> list[tuple[str, list[str]]]:
@@ -245,6 +260,16 @@ def _notes(report: Value) -> list[str]:
             )
         if model["invalid"]:
             notes.append(f"{model['name']}: {model['invalid']:,} rows were no distributions and were left out.")
+        if "clipped" in model:
+            masses = [f"{_number(x)} of {side}" for side, x in zip("pq", model["clipped"].values(), strict=True) if x]
+            notes.append(
+                f"{model['name']}: the divergence is a lower bound. The files have clipped the classes with"
+                f" {' and '.join(masses)} (a mean over the rows); they count as near to each other as is possible."
+            )
+        if "same_arrays" in model:
+            notes.append(
+                f"{model['name']}: it is read from the same file as the reference, and so has no divergence from it."
+            )
     return notes
 
 

@@ -7,6 +7,7 @@ with its size. (A .pt file of the old kind alone has to be held.)
 import re
 import zipfile
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,8 @@ from itertools import accumulate
 from json import JSONDecodeError, loads
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from shutil import copyfileobj
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ class Saved:
 
     Attributes:
         name: where it is, for messages.
-        shape: of the array.
+        shape: of the array; where samples differ in their positions, with those of the longest.
         dtype: of its numbers.
         read: gives the rows from one number to another, shape (rows, classes).
         columns: of a table: the column of each class, by what names the class in every table.
@@ -49,8 +51,11 @@ class Saved:
         tokens: that the predictions are of, where the file says so.
         others: gives the values of the columns of a table that are no classes.
         is_sequential: whether it is read from the beginning on, by one thread.
-        steps: gives the distance between neighbouring log-probabilities in a stretch of rows, where they are rounded to
-            an even grid.
+        grid: gives, where log-probabilities are rounded to an even grid, for each of a stretch of rows the distance
+            between neighbours and the edge, shape (rows, 2). A class that is only known to be at the edge or below it
+            is read as -inf.
+        starts: the first row of each sample, and the end, where samples differ in their positions.
+        arrays: the device and the number of the file, and the name in it, of each array that this is made of.
     """
 
     name: str
@@ -64,7 +69,9 @@ class Saved:
     tokens: "np.ndarray[Any, Any] | None" = None
     others: Mapping[str, Callable[[], "np.ndarray[Any, Any]"]] = field(default_factory=dict)
     is_sequential: bool = False
-    steps: Callable[[int, int], Tensor] | None = None
+    grid: Callable[[int, int], Tensor] | None = None
+    starts: "np.ndarray[Any, Any] | None" = None
+    arrays: tuple[tuple[int, int, str], ...] = ()
 
     @property
     def classes(self) -> int:
@@ -73,13 +80,29 @@ class Saved:
 
     @property
     def positions(self) -> int:
-        """The rows in a sample."""
+        """The rows in a sample, or in the longest."""
         return int(np.prod(self.shape[1:-1]))
 
     @property
     def rows(self) -> int:
         """The number of rows."""
+        if self.starts is not None:
+            return int(self.starts[-1])
         return int(np.prod(self.shape[:-1])) if len(self.shape) > 1 else self.shape[0]
+
+    def first_row(self, sample: int) -> int:
+        """The number of the first row of a sample."""
+        return sample * self.positions if self.starts is None else int(self.starts[sample])
+
+    def sample_at(self, row: int) -> int:
+        """The number of the sample that a row is in."""
+        return row // self.positions if self.starts is None else int(self.starts.searchsorted(row, "right")) - 1
+
+    def lengths(self, first: int, last: int) -> Tensor:
+        """The rows of the samples from one number to another."""
+        if self.starts is None:
+            return torch.full((last - first,), self.positions)
+        return torch.from_numpy(np.diff(self.starts[first : last + 1]))
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,7 @@ class Choice:
         id: of a table: the column that names the rows.
         header: of a table of text: whether its first row names the columns; None to see.
         classes: of a table: the classes of another one (its `Saved.columns`), to be taken in the same order.
+        documents: whether an array of (rows, classes) is one sample; None for each row, if that is clear.
     """
 
     key: str | None = None
@@ -99,6 +123,7 @@ class Choice:
     id: str | None = None
     header: bool | None = None
     classes: Mapping[str, str] | None = None
+    documents: bool | None = None
 
 
 def open_saved(path: Path, choice: Choice) -> Saved:
@@ -118,11 +143,9 @@ def open_saved(path: Path, choice: Choice) -> Saved:
         parts += _open_file(file, choice, in_folder=len(files) > 1)
         if parts and parts[0].columns is not None:  # the classes of the other shards, in this order
             choice = replace(choice, classes=parts[0].columns)
-    if any(ending(file) == ".safetensors" for file in files) and choice.key is not None and index:
-        parts.sort(key=lambda part: _natural(part.name.partition("[")[2]))  # an index gives each array one file
     if not parts:
         raise InputError(f"`--key` must match an array. Got {choice.key!r}, and no shard of {path} has one.")
-    return replace(_one_after_the_other(parts), name=str(path))
+    return replace(_one_after_the_other(_in_order(parts), choice.documents), name=str(path))
 
 
 def _index_of(path: Path) -> Path | None:
@@ -190,8 +213,32 @@ def _shards_of_index(index: Path) -> list[Path]:
     return files
 
 
+def _in_order(parts: list[Saved]) -> list[Saved]:
+    """By the numbers of the arrays, over all files; or file by file, where each file begins anew."""
+    of_files: dict[tuple[int, int], list[str]] = {}
+    for part in parts:
+        device, number, name = part.arrays[0]
+        of_files.setdefault((device, number), []).append(name)
+    longest = max(of_files.values(), key=len)
+    if all(names == longest[: len(names)] for names in of_files.values()):
+        return parts
+    keys = [_natural(part.arrays[0][2]) for part in parts]
+    order = sorted(range(len(parts)), key=keys.__getitem__)
+    is_clear = len({tuple(text for _, text in key) for key in keys}) == 1 or order == sorted(order)
+    if not is_clear or len({tuple(key) for key in keys}) < len(keys):
+        raise InputError(
+            "Arrays of several files must have numbers that run on over the files, or begin anew in each. Got"
+            f" {listed(part.name for part in parts)}. Choose some with --key, or save them under other names."
+        )
+    return [parts[k] for k in order]
+
+
 def ending(path: Path) -> str:
-    """What a name ends in: .csv, .CSV as well, and .csv.gz."""
+    """What a name ends in: .csv, .CSV as well, and .csv.gz; .kld of any file that begins as one of llama.cpp."""
+    from klmetric.llama import is_kld
+
+    if path.is_file() and is_kld(path):
+        return ".kld"
     name = path.name.lower()
     return Path(name.removesuffix(".gz")).suffix + (".gz" if name.endswith(".gz") else "")
 
@@ -219,8 +266,14 @@ def _open_file(path: Path, choice: Choice, in_folder: bool) -> list[Saved]:
             raise InputError(f"`--key` must match an array. Got {key!r}, and {path} has {listed(arrays)}.")
     with _as_bad_input(path):
         opened = [arrays[name]() for name in names]
+    file = path.stat()
     return [
-        replace(saved, name=f"{path}[{name}]" if name else str(path), read=_guarded(saved.read, path))
+        replace(
+            saved,
+            name=f"{path}[{name}]" if name else str(path),
+            read=_guarded(saved.read, path),
+            arrays=((file.st_dev, file.st_ino, name),),
+        )
         for name, saved in zip(names, opened, strict=True)
     ]
 
@@ -260,36 +313,69 @@ def _as_bad_input(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _one_after_the_other(parts: list[Saved]) -> Saved:
-    """Arrays of the same rows as one."""
+def _one_after_the_other(parts: list[Saved], documents: bool | None) -> Saved:
+    """Arrays of the same kind of rows as one."""
     first = parts[0]
     for part in parts:
         if not part.shape:
             raise InputError(f"An array must have an axis. Got a single number in {part.name}.")
-        if part.shape[1:] != first.shape[1:] or part.dtype != first.dtype:
+        # Of three axes, the second may differ: samples of so many positions each.
+        alike = [(len(x.shape), x.shape[1:] if len(x.shape) != 3 else x.shape[2:], x.dtype) for x in (part, first)]
+        if alike[0] != alike[1]:
             raise InputError(
                 "Shards must have rows of the same shape and dtype. Got"
                 f" {first.name} {first.shape} {first.dtype} and {part.name} {part.shape} {part.dtype}."
             )
+    if len(first.shape) == 2 and documents is None:
+        _check_rows_are_samples(parts)
+    if len(first.shape) == 2 and documents:
+        if first.ids is not None:
+            raise InputError(f"--id must name rows, which --documents makes parts of a sample. Got both, {first.name}.")
+        parts = [replace(part, shape=(1, *part.shape)) for part in parts]
+        first = parts[0]
     if len(parts) == 1:
         return first
+    starts = None
+    samples = sum(part.shape[0] for part in parts)
+    if len({part.shape[1:] for part in parts}) > 1:
+        lengths = np.repeat([part.shape[1] for part in parts], [part.shape[0] for part in parts])
+        if empty := [part.name for part in parts if not part.rows]:
+            raise InputError(f"Every document must have rows. Got {empty[0]} with none. Leave it out, on both sides.")
+        starts = np.concatenate([[0], lengths.cumsum()])
+        if first.ids is not None:
+            raise InputError(f"--id must name samples of one length. Got {first.name} and others of other lengths.")
+        first = replace(first, shape=(samples, int(lengths.max()), first.classes))
     ends = list(accumulate(part.rows for part in parts))
 
     def read(start: int, stop: int) -> Tensor:
         return torch.cat([part.read(a, b) for part, a, b in _stretches(parts, ends, start, stop)])
 
-    def steps(start: int, stop: int) -> Tensor:
-        return torch.cat([part.steps(a, b) for part, a, b in _stretches(parts, ends, start, stop) if part.steps])
+    def grid(start: int, stop: int) -> Tensor:
+        return torch.cat([part.grid(a, b) for part, a, b in _stretches(parts, ends, start, stop) if part.grid])
 
     return replace(
         first,
-        shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
+        shape=(samples, *first.shape[1:]),
         read=read,
         others={name: partial(_joined, name, parts) for name in first.others if all(name in p.others for p in parts)},
         ids=None if first.ids is None else np.concatenate([part.ids for part in parts if part.ids is not None]),
         tokens=None if first.tokens is None else np.concatenate([x.tokens for x in parts if x.tokens is not None]),
-        steps=None if first.steps is None else steps,
+        grid=None if first.grid is None else grid,
+        starts=starts,
+        arrays=tuple(array for part in parts for array in part.arrays),
     )
+
+
+def _check_rows_are_samples(parts: list[Saved]) -> None:
+    """Ask where arrays in one file look like documents: shards are of one length, but for the last."""
+    files = {part.arrays[0][:2] for part in parts}
+    other = next((part for part in parts[1:-1] if part.rows != parts[0].rows), parts[-1])
+    if len(files) < len(parts) and (other is not parts[-1] or other.rows > parts[0].rows):
+        raise InputError(
+            f"It must be clear what a sample is. Got arrays of different lengths, {parts[0].name} {parts[0].shape} and"
+            f" {other.name} {other.shape}. If each of them is one sample, as a document of tokens, say --documents;"
+            " if each row is, --no-documents."
+        )
 
 
 def _joined(name: str, parts: list[Saved]) -> "np.ndarray[Any, Any]":
@@ -302,7 +388,8 @@ def _stretches(parts: list[Saved], ends: list[int], start: int, stop: int) -> It
         begin = end - part.rows
         if begin >= stop:
             return
-        yield part, max(start, begin) - begin, min(stop, end) - begin
+        if part.rows:
+            yield part, max(start, begin) - begin, min(stop, end) - begin
 
 
 def in_the_order_of(ids: "np.ndarray[Any, Any]", saved: Saved) -> Saved:
@@ -361,43 +448,54 @@ Arrays = dict[str, Callable[[], Saved]]
 def _npy(path: Path, choice: Choice) -> Arrays:
     def opened() -> Saved:
         with path.open("rb") as file:
-            shape, is_fortran, dtype = _header(file)
+            shape, order, dtype = _header(file)
             offset = file.tell()
         number = _dtype_of(dtype, path)
-        width = int(np.prod(shape[-1:])) if len(shape) > 1 else 1
-        rows = int(np.prod(shape)) // max(width, 1)
         if path.stat().st_size < offset + int(np.prod(shape)) * dtype.itemsize:
             _truncated(path)
-        if is_fortran and len(shape) > 2:
-            raise InputError(f"An array of three axes must be saved in C order. Got {path} in Fortran order.")
 
         def read(start: int, stop: int) -> Tensor:
-            if not stop > start:
-                return _tensor(np.empty((0, width), dtype))
-            if is_fortran:
-                return _tensor(np.memmap(path, dtype, "c", offset, (rows, width), "F")[start:stop])
-            part = np.memmap(path, dtype, "c", offset + start * width * dtype.itemsize, (stop - start, width))
-            return _tensor(part if len(shape) > 1 else part[:, 0])
+            # A mapping anew, so that its pages are not counted as memory of this process for long.
+            return _tensor(_rows_of(np.memmap(path, dtype, "c", offset, shape, order), start, stop))
 
         return Saved(str(path), shape, number, read)
 
     return {"": opened}
 
 
-def _header(file: Any) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
+def _rows_of(array: Any, start: int, stop: int) -> Any:
+    """Rows of an array of samples, in whatever order it is."""
+    if array.ndim < 3:
+        return array[start:stop]
+    # The samples that these rows are in, first: what is not contiguous is copied.
+    inner = max(int(np.prod(array.shape[1:-1])), 1)
+    first = start // inner
+    samples = array[first : (stop - 1) // inner + 1]
+    return samples.reshape(-1, array.shape[-1])[start - first * inner :][: stop - start]
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], Literal["C", "F"], "np.dtype[Any]"]:
     """Shape, order and dtype of an array in numpy's format, of which the numbers follow."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_fortran, dtype = read(file)
     if dtype.hasobject:
         raise InputError("An array must hold numbers. Got one of objects, which is not loaded: it could run code.")
-    return shape, is_fortran and len(shape) > 1, dtype
+    return shape, "F" if is_fortran and len(shape) > 1 else "C", dtype
 
 
 def _npz(path: Path, choice: Choice) -> Arrays:
     with zipfile.ZipFile(path) as file:
         names = [name.removesuffix(".npy") for name in file.namelist()]
+    _check_names(names, path)
     return {name: lambda name=name: _member_of_npz(path, name) for name in names}  # type: ignore[misc]
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    if doubled := [name for name, times in Counter(names).items() if times > 1]:
+        raise InputError(
+            f"Arrays must have names of their own. Got two that read {doubled[0]!r} in {path}. Save one under another."
+        )
 
 
 def _member_of_npz(path: Path, name: str) -> Saved:
@@ -407,10 +505,11 @@ def _member_of_npz(path: Path, name: str) -> Saved:
         return zipfile.ZipFile(path).open(name + ".npy")
 
     with at_header() as file:
-        shape, is_fortran, dtype = _header(file)
+        shape, order, dtype = _header(file)
         offset = file.tell()
-    if is_fortran:
-        raise InputError(f"An array in a .npz file must be in C order. Got {name} of {path} in Fortran order.")
+    number = _dtype_of(dtype, path)
+    if order == "F":
+        return Saved(name, shape, number, _unpacked(at_header, dtype, offset, shape, path), is_sequential=True)
     width = int(np.prod(shape[-1:])) if len(shape) > 1 else 1
     rows, size = int(np.prod(shape)) // max(width, 1), width * dtype.itemsize
     is_open, at = None, 0
@@ -433,7 +532,29 @@ def _member_of_npz(path: Path, name: str) -> Saved:
             is_open = None
         return _tensor(numbers.reshape(-1, width) if len(shape) > 1 else numbers)
 
-    return Saved(name, shape, _dtype_of(dtype, path), read, is_sequential=True)
+    return Saved(name, shape, number, read, is_sequential=True)
+
+
+def _unpacked(
+    opened: Callable[[], Any], dtype: "np.dtype[Any]", offset: int, shape: tuple[int, ...], path: Path
+) -> Callable[[int, int], Tensor]:
+    """Reads rows of a compressed array in Fortran order, over which they are spread: it is kept in a temporary file."""
+    from tempfile import TemporaryFile
+
+    kept: Any = None
+
+    def read(start: int, stop: int) -> Tensor:
+        nonlocal kept
+        if kept is None:
+            with TemporaryFile() as file, opened() as packed:  # which is there as long as it is mapped
+                copyfileobj(packed, file, 2**24)
+                if file.tell() < offset + int(np.prod(shape)) * dtype.itemsize:
+                    _truncated(path)
+                file.flush()
+                kept = np.memmap(file, dtype, "c", offset, shape, "F")
+        return _tensor(_rows_of(kept, start, stop))
+
+    return read
 
 
 def _truncated(path: Path) -> int:
@@ -470,6 +591,8 @@ def _pt(path: Path, choice: Choice) -> Arrays:
     if not isinstance(tensors, Mapping) or not any(isinstance(x, Tensor) for x in tensors.values()):
         raise InputError(f"A .pt file must hold a tensor, or a dict of tensors. Got a {type(held).__name__} in {path}.")
 
+    _check_names([str(name) for name, x in tensors.items() if isinstance(x, Tensor)], path)
+
     def again(name: Any) -> Tensor:
         again = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
         tensor: Tensor = again if name is None else again[name]
@@ -485,18 +608,10 @@ def _pt(path: Path, choice: Choice) -> Arrays:
 
 
 def _of_tensor(name: str, whole: Callable[[], Tensor]) -> Saved:
-    def read(start: int, stop: int) -> Tensor:
-        tensor = whole()
-        if tensor.ndim < 3:
-            return tensor[start:stop]
-        # The samples that these rows are in, first: what is not contiguous is copied.
-        inner = int(np.prod(tensor.shape[1:-1]))
-        first = start // max(inner, 1)
-        samples = tensor[first : (stop - 1) // max(inner, 1) + 1]
-        return samples.reshape(-1, tensor.shape[-1])[start - first * inner :][: stop - start]
-
     tensor = whole()
-    return Saved(name, tuple(tensor.shape), tensor.dtype, read)
+    return Saved(
+        name, tuple(tensor.shape), tensor.dtype, lambda start, stop: cast(Tensor, _rows_of(whole(), start, stop))
+    )
 
 
 def _dtype_of(dtype: "np.dtype[Any]", path: Path) -> torch.dtype:
