@@ -534,6 +534,54 @@ class TestLists:
         assert aligned["stderr"] == pytest.approx(report["stderr"])
         raises("Rows must be in the same order", p, q)
 
+    @pytest.mark.parametrize("suffix", [".parquet", ".arrow", "dataset"])
+    @pytest.mark.parametrize("numbers", [tables.NUMBERS, 50])
+    def test_documents_of_different_lengths(self, tmp_path, suffix, numbers, monkeypatch):
+        monkeypatch.setattr(tables, "NUMBERS", numbers)
+        lengths = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+        x = [RNG.normal(size=(length, CLASSES)) for length in lengths]
+        y = [some + RNG.normal(size=some.shape) for some in x]
+        order = RNG.permutation(len(x))
+        tables_of = {"p": (x, range(len(x))), "q": (y, range(len(x))), "r": ([y[k] for k in order], order)}
+        kind = pa.list_(pa.list_(pa.float64()))
+        paths = {}
+        for name, (some, ids) in tables_of.items():
+            table = pa.table({"id": list(ids), "logits": pa.array([one.tolist() for one in some], kind)})
+            paths[name] = tmp_path / f"{name}{suffix}"
+            if suffix == ".parquet":
+                pq.write_table(table, paths[name], row_group_size=4)
+            else:
+                (save_to_disk if suffix == "dataset" else arrow)(paths[name], table)
+        np.savez(tmp_path / "q.npz", **{f"{k:02}": one for k, one in enumerate(y)})
+        p, q, r = paths.values()
+        kl = [mean_kl(one, other) * len(one) for one, other in zip(x, y, strict=True)]
+        total = sum(lengths)
+        error = np.sqrt(11 / 10 * sum((s - sum(kl) / total * n) ** 2 for s, n in zip(kl, lengths, strict=True))) / total
+        documents = ["--documents", "--key", "*"]
+        for arguments in ([p, q], [p, q, "--batch-rows", 3], [p, r, "--id", "id"], [p, tmp_path / "q.npz", *documents]):
+            model = model_of(*arguments, "--worst", 1)
+            assert model["mean"] == pytest.approx(sum(kl) / total, rel=1e-9), arguments
+            assert model["stderr"] == pytest.approx(error, rel=1e-9)
+            assert model["count"] == total
+        weight = RNG.random(len(x))
+        np.save(tmp_path / "weight.npy", weight)
+        value = np.dot(weight, kl) / np.dot(weight, lengths)
+        measures(value, p, r, "--id", "id", "--weight", tmp_path / "weight.npy")
+        raises("Rows must be in the same order", p, r)
+        raises("Both must have samples of the same lengths", p, r, "--no-check")
+
+    def test_documents_of_other_lengths(self, tmp_path):
+        """All in one are as long as the longest in the other; and what is aligned by ids has no shape to check."""
+        x = pa.array([[[1.0, 2.0]] * 2, [[1.0, 2.0]]])
+        y = pa.array([[[1.0, 2.0]] * 2, [[1.0, 2.0]] * 2])
+        p, q = (arrow(tmp_path / f"{name}.arrow", pa.table({"l": some})) for name, some in (("p", x), ("q", y)))
+        for pair in ((p, q), (q, p)):
+            raises("Both must have samples of the same lengths", *pair)
+        for name, length in (("p", 2), ("q", 3)):
+            pq.write_table(pa.table({"id": [0, 1], "l": [[[1.0, 2.0]] * length] * 2}), tmp_path / f"{name}.parquet")
+        pair = tmp_path / "p.parquet", tmp_path / "q.parquet"
+        raises("Both must have samples of the same lengths. Got 2 and 3 rows in sample 0", *pair, "--id", "id")
+
     def test_tensors_of_a_fixed_shape(self, tmp_path):
         y = TOKENS + 1.0 * RNG.normal(size=TOKENS.shape)
         for name, x in (("p", TOKENS), ("q", y)):
@@ -546,9 +594,19 @@ class TestLists:
     @pytest.mark.parametrize(
         ("table", "message"),
         [
-            ({"l": [[1.0, 2.0], [1.0]]}, "Lists must have the same length in every row. Got 1 and 2 in column 'l'"),
+            (
+                {"l": [[1.0, 2.0], [1.0]]},
+                "Every row must have the same classes. Got lists of 1 and 2 numbers in column 'l'",
+            ),
             ({"l": [[1.0, 2.0], None]}, "Every row must have a list of classes. Got one without in column 'l'"),
-            ({"l": [[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]]}, "Lists must have the same length in every row. Got"),
+            ({"l": [[[1.0, 2.0]], [[1.0, 2.0], [3.0]]]}, "Every row must have the same classes. Got lists of 1 and 2"),
+            ({"l": [[[1.0, 2.0]], [[1.0, 2.0], None]]}, "Every row must have a list of classes. Got one without"),
+            ({"l": [[[1.0, 2.0]], None]}, "Every row must have a list of classes. Got one without"),
+            ({"l": [[[1.0, 2.0]], []]}, "Every document must have rows. Got none in row 1 of"),
+            (
+                {"l": [[[[1.0]]], [[[1.0]], [[2.0]]]]},
+                "Every row must have the same classes. Got lists of shape (1, 1, 1)",
+            ),
             ({"l": [[1.0]], "m": [[2.0]]}, "2 columns of lists, l, m"),
             ({"l": [[1.0]], "p_0": [1.0], "p_1": [2.0]}, "lists in l, and p_0, p_1 besides"),
             ({"l": [[1, 2]]}, "0 columns of floats, and l besides"),
@@ -568,8 +626,10 @@ class TestLists:
         """In a batch of their own."""
         monkeypatch.setattr(tables, "NUMBERS", 8)
         path = tmp_path / "p.arrow"
-        arrow(path, pa.table({"l": [[1.0, 2.0]] * 49 + [[1.0, 2.0, 3.0]] * 8}))
-        raises("Lists must have the same length in every row. Got 2 and 3 in column 'l'", path, path)
+        arrow(path, pa.table({"l": [[1.0, 2.0]] * 51 + [[1.0, 2.0, 3.0]] * 5}))
+        raises("Every row must have the same classes. Got lists of 2 and 3 numbers in column 'l'", path, path)
+        arrow(path, pa.table({"l": [[1.0, 2.0]] * 49 + [[1.0, 2.0, 3.0]] * 7}))
+        raises("Every row must have the same classes. Got lists of shape (2,) and (3,) in column 'l'", path, path)
 
     def test_columns_of_arrow(self, tmp_path):
         measures(
@@ -592,6 +652,23 @@ class TestLists:
             measures(mean_kl(P, Q), tmp_path / f"p.{suffix}", tmp_path / f"q.{suffix}")
         assert len(seen) > 30
         assert max(seen) <= 4 * CLASSES
+
+    @pytest.mark.parametrize("rows", [20, 400], ids=["many row groups", "one row group"])
+    def test_a_parquet_file_is_not_held(self, tmp_path, monkeypatch, rows):
+        x = RNG.normal(size=(400, 10_000))
+        column = pa.FixedSizeListArray.from_arrays(x.ravel(), x.shape[1])
+        path = tmp_path / "p.parquet"
+        pq.write_table(pa.table({"l": column}), path, row_group_size=rows, use_dictionary=False)
+        del column
+        monkeypatch.setattr(tables, "NUMBERS", 2**17)
+        before, held = pa.total_allocated_bytes(), []
+        arrays = tables._arrays
+        monkeypatch.setattr(
+            tables, "_arrays", lambda *a: (held.append(pa.total_allocated_bytes() - before) or y for y in arrays(*a))
+        )
+        measures(0, path, path, "--batch-rows", 5)
+        assert len(held) > 30
+        assert max(held) < path.stat().st_size / 3
 
 
 def save_to_disk(folder: Path, table, shards=3):

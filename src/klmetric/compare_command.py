@@ -265,6 +265,8 @@ def _task(arguments: Arguments, limits: dict[str, float]) -> Task:
             _check_order(reference, model)
     if reference.ids is not None:
         models = [in_the_order_of(reference.ids, model) for model in models]
+    for model in models:
+        _check_lengths(reference, model)
     quantiles = sorted({*QUANTILES, *(q for key in limits if (q := _quantile(key)) is not None)})
     groups = arguments.groups
     labels, label_names = (None, []) if groups is None else labels_of(groups, reference, arguments.id_column)
@@ -355,14 +357,6 @@ def _check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
             f"Both must have the same rows. Got shape {reference.shape} in {reference.name} and {model.shape} in"
             f" {model.name}. Are they of the same data?"
         )
-    if reference.starts is not None or model.starts is not None:
-        ours, theirs = (saved.lengths(0, saved.shape[0]) for saved in (reference, model))
-        if len(other := (ours != theirs).nonzero()):
-            k = int(other[0])
-            raise InputError(
-                f"Both must have samples of the same lengths. Got {ours[k]} and {theirs[k]} rows in sample {k} of"
-                f" {reference.name} and {model.name}. Are they of the same data?"
-            )
     if reference.tokens is not None and model.tokens is not None:
         if len(reference.tokens) != len(model.tokens):
             raise InputError(
@@ -374,6 +368,17 @@ def _check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
                 f"Both must be of the same tokens. Got {reference.tokens[other[0]]} in {reference.name} and"
                 f" {model.tokens[other[0]]} in {model.name} as token {other[0]}. Were they made from the same text?"
             )
+
+
+def _check_lengths(reference: Saved, model: Saved) -> None:
+    """Of samples that are in the same order."""
+    ours, theirs = (saved.lengths(0, saved.shape[0]) for saved in (reference, model))
+    if len(other := (ours != theirs).nonzero()):
+        k = int(other[0])
+        raise InputError(
+            f"Both must have samples of the same lengths. Got {ours[k]} and {theirs[k]} rows in sample {k} of"
+            f" {reference.name} and {model.name}. Are they of the same data?"
+        )
 
 
 def _check_order(reference: Saved, model: Saved) -> None:

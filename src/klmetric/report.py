@@ -104,7 +104,7 @@ def _storage_error(comparison: Comparison, measured: Measured) -> Value:
 
 def _same_arrays(reference: Saved, model: Saved) -> Value:
     """How many arrays of a model are those of the reference."""
-    same = len(set(reference.arrays) & set(model.arrays))
+    same = len(set(reference.arrays) & set(model.arrays)) if reference.source == model.source else 0
     return {"same_arrays": same} if same else {}
 
 

@@ -337,13 +337,11 @@ def _one_after_the_other(parts: list[Saved], documents: bool | None) -> Saved:
         return first
     starts = None
     samples = sum(part.shape[0] for part in parts)
-    if len({part.shape[1:] for part in parts}) > 1:
-        lengths = np.repeat([part.shape[1] for part in parts], [part.shape[0] for part in parts])
+    if len({part.shape[1:] for part in parts}) > 1 or any(part.starts is not None for part in parts):
+        lengths = np.concatenate([part.lengths(0, part.shape[0]).numpy() for part in parts])
         if empty := [part.name for part in parts if not part.rows]:
             raise InputError(f"Every document must have rows. Got {empty[0]} with none. Leave it out, on both sides.")
         starts = np.concatenate([[0], lengths.cumsum()])
-        if first.ids is not None:
-            raise InputError(f"--id must name samples of one length. Got {first.name} and others of other lengths.")
         first = replace(first, shape=(samples, int(lengths.max()), first.classes))
     ends = list(accumulate(part.rows for part in parts))
 
@@ -415,8 +413,13 @@ def in_the_order_of(ids: "np.ndarray[Any, Any]", saved: Saved) -> Saved:
     if np.array_equal(ids, own):
         return saved
     order = np.argsort(own)[np.argsort(np.argsort(ids))]
-    order = (order[:, None] * saved.positions + np.arange(saved.positions)).ravel()  # of rows
-    return replace(saved, read=_at_random(saved, order), ids=ids, is_sequential=True)
+    lengths = saved.lengths(0, len(own)).numpy()
+    before = lengths.cumsum() - lengths
+    lengths, before = lengths[order], before[order]
+    starts = np.concatenate([[0], lengths.cumsum()])
+    rows = np.repeat(before - starts[:-1], lengths) + np.arange(starts[-1])
+    starts_if_uneven = None if saved.starts is None else starts
+    return replace(saved, read=_at_random(saved, rows), ids=ids, is_sequential=True, starts=starts_if_uneven)
 
 
 def _at_random(saved: Saved, order: "np.ndarray[Any, Any]") -> Callable[[int, int], Tensor]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import torch
@@ -79,10 +78,11 @@ def open_table(path: Path, choice: Choice) -> Saved:
     rows = table.rows if ids is None else len(ids)
     if rows is None:
         rows = sum(batch.num_rows for batch in table.batches(taken[:1], NUMBERS, False))
+    shape: tuple[int, ...] = (rows, len(taken))
+    dtype, starts = torch.float64, None
     of_lists = len(taken) == 1 and not _is_number_or_bool(table.kind(taken[0]))
-    first = np.empty((0, len(taken)))
-    if of_lists:  # which have axes and a dtype of their own
-        first = next(_arrays(table, taken, 1), first)
+    if of_lists:
+        shape, dtype, starts = _shape_of_lists(table, taken[0], rows)
     used = {*taken, choice.id}
     others = {
         name: partial(table.column, name)
@@ -90,17 +90,34 @@ def open_table(path: Path, choice: Choice) -> Saved:
         if name not in used and not pa.types.is_nested(table.kind(name))
     }
     source = f"the lists in {taken[0]}" if of_lists else described(taken)
+    at_once = max(1, NUMBERS // max(1, int(np.prod(shape[1:]))))
     return Saved(
         str(path),
-        (rows, *first.shape[1:]),
-        torch.from_numpy(np.empty(0, first.dtype)).dtype,
-        _Reader(table, taken, first.shape[1:]).read,
+        shape,
+        dtype,
+        _Reader(table, taken, at_once, shape[1:] if starts is None else shape[-1:]).read,
         columns=None if of_lists else columns,
         source=source if table.has_header else f"{source} (no header)",
         ids=ids,
         others=others,
         is_sequential=True,
+        starts=starts,
     )
+
+
+def _shape_of_lists(table: _Table, name: str, rows: int) -> tuple[tuple[int, ...], torch.dtype, Array | None]:
+    """The shape and the dtype of an array of lists, and the first row of each where lists of lists differ in length."""
+    first = next(_arrays(table, [name], 1), np.empty((0, 0)))
+    shape, dtype = (rows, *first.shape[1:]), torch.from_numpy(np.empty(0, first.dtype)).dtype
+    if len(shape) != 3 or not rows:
+        return shape, dtype, None
+    batches = table.batches([name], max(1, NUMBERS // max(1, first.size)), True)
+    lengths = np.concatenate([_lengths(batch.column(name), name, table.path) for batch in batches])
+    if not lengths.all():
+        raise InputError(f"Every document must have rows. Got none in row {lengths.argmin()} of {table.path}.")
+    if (lengths == lengths[0]).all():
+        return shape, dtype, None
+    return (rows, int(lengths.max()), shape[-1]), dtype, np.concatenate([[0], lengths.cumsum()])
 
 
 def labels(path: Path, id_column: str | None, samples: int) -> tuple[Array, Array | None]:
@@ -151,7 +168,9 @@ def _text(path: Path, header: bool | None) -> _Table:
 
 def _parquet(path: Path) -> _Table:
     def batches(columns: list[str], rows: int, as_floats: bool) -> Iterator[Any]:
-        with pq.ParquetFile(path) as file:
+        # Without these, pyarrow holds the whole file.
+        buffer_size = max(2**12, min(2**16, 2**24 // len(columns)))
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=buffer_size) as file:
             yield from file.iter_batches(batch_size=rows, columns=columns)
 
     with pq.ParquetFile(path) as file:
@@ -282,41 +301,44 @@ def _arrays(table: _Table, columns: list[str], rows: int) -> Iterator[Array]:
 
 
 def _of_lists(array: Any, name: str, path: Path) -> Array:
-    """Lists of the same length as one array."""
+    """Lists of the same length as one array. Lists of lists of other lengths: as one of (rows, classes)."""
     shape = [len(array)]
     while True:
-        if array.null_count and len(shape) == 1:
-            raise InputError(f"Every row must have a list of classes. Got one without in column {name!r} of {path}.")
         if _is_tensor(array.type):
             return array.to_numpy_ndarray()  # type: ignore[no-any-return]
         if isinstance(array, pa.ExtensionArray):
             array = array.storage
-        elif pa.types.is_fixed_size_list(array.type):
-            shape.append(array.type.list_size)
-            array = array.flatten()
-        elif pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-            lengths = pc.min_max(array.value_lengths())
-            least, most = lengths["min"].as_py(), lengths["max"].as_py()
-            if least != most:
-                raise _uneven(name, path, least, most)
-            shape.append(least)
-            array = array.flatten()
-        else:
+        if not pa.types.is_nested(array.type):
             return array.to_numpy(zero_copy_only=False).reshape(shape)  # type: ignore[no-any-return]
+        lengths = _lengths(array, name, path)
+        array = array.flatten()
+        if (lengths == lengths[:1]).all():
+            shape.append(int(lengths[0]) if len(lengths) else 0)
+        elif len(shape) == 1 and pa.types.is_nested(array.type):
+            shape = [len(array)]
+        else:
+            raise InputError(
+                f"Every row must have the same classes. Got lists of {lengths.min()} and {lengths.max()} numbers in"
+                f" column {name!r} of {path}."
+            )
 
 
-def _uneven(name: str, path: Path, one: int, other: int) -> InputError:
-    return InputError(
-        f"Lists must have the same length in every row. Got {one} and {other} in column {name!r} of {path}."
-        " If they are documents of different lengths, save a row for each token."
-    )
+def _lengths(array: Any, name: str, path: Path) -> Array:
+    """How long each of the lists is."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if array.null_count:
+        raise InputError(f"Every row must have a list of classes. Got one without in column {name!r} of {path}.")
+    if pa.types.is_fixed_size_list(array.type):
+        return np.full(len(array), array.type.list_size)
+    return array.value_lengths().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
 class _Reader:
     """Gives stretches of rows, one after the other; it starts over to go back."""
 
-    def __init__(self, table: _Table, columns: list[str], shape: tuple[int, ...]) -> None:
-        self.table, self.columns, self.shape = table, columns, shape
+    def __init__(self, table: _Table, columns: list[str], at_once: int, shape: tuple[int, ...]) -> None:
+        self.table, self.columns, self.at_once, self.shape = table, columns, at_once, shape
         self.at = 0
         self.rest = np.empty((0, shape[-1]))
         self.batches: Iterator[Array] = iter(())
@@ -324,8 +346,7 @@ class _Reader:
 
     def read(self, start: int, stop: int) -> Tensor:
         if not self.is_open or start < self.at:
-            size = max(1, NUMBERS // max(1, int(np.prod(self.shape))))
-            self.batches, self.is_open = _arrays(self.table, self.columns, size), True
+            self.batches, self.is_open = _arrays(self.table, self.columns, self.at_once), True
             self.at, self.rest = 0, self.rest[:0]
         taken = []
         while self.at < stop:
@@ -341,7 +362,9 @@ class _Reader:
         return torch.from_numpy(np.concatenate(taken) if taken else np.empty_like(self.rest[:0]))
 
     def _rows(self, batch: Array) -> Array:
-        if batch.shape[1:] != self.shape:
-            least, most = next((a, b) for a, b in zip(self.shape, batch.shape[1:], strict=True) if a != b)
-            raise _uneven(self.columns[0], self.table.path, least, most)
+        if batch.shape[-len(self.shape) :] != self.shape:
+            raise InputError(
+                f"Every row must have the same classes. Got lists of shape {self.shape} and {batch.shape[1:]} in column"
+                f" {self.columns[0]!r} of {self.table.path}."
+            )
         return batch.reshape(-1, self.shape[-1])
