@@ -618,6 +618,11 @@ class TestBadInput:
             "Predictions must be of (rows, classes)", files["full"], save(x.argmax(-1).flatten(), tmp_path / "c.npy")
         )
 
+    def test_one_class(self, tmp_path):
+        x = save(torch.rand(5, 1), tmp_path / "x.npy")
+        self.raises("Predictions must have two classes or more. Got shape (5, 1)", x, x)
+        self.raises("Of a sigmoid, save both classes", x, x)
+
     def test_kinds_of_numbers(self, files, tmp_path):
         x = text()["int8"]
         self.raises(
@@ -841,6 +846,14 @@ def test_ctrl_c_reports_what_was_measured(tmp_path):
     assert report["models"][0]["count"] == report["samples"]
     assert f"Interrupted: this is of {report['samples']:,} of 20,000 samples." in err
     assert "p99.9" in out
+
+
+def test_masks_of_large_numbers_are_masks(tmp_path):
+    p, q = torch.tensor([[0.5, -1.0, 2.0, -1e9]] * 2), torch.tensor([[0.0, -0.5, 1.0, -torch.inf]] * 2)
+    model = report_of(save(p, tmp_path / "p.npy"), save(q, tmp_path / "q.npy"))["models"][0]
+    a, b = p[0, :3].double().log_softmax(-1), q[0, :3].double().log_softmax(-1)
+    assert model["mean"] == pytest.approx((a.exp() * (a - b)).sum().item(), rel=1e-6)
+    assert model["infinite"] == 0
 
 
 def test_help():

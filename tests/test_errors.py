@@ -2,15 +2,27 @@
 
 import pickle
 import re
+import warnings
 
 import pytest
 import torch
 import torch.distributions as D
 from cases import INVALID_ROWS, pair
+from torch._subclasses import FakeTensorMode
 
 from klmetric import KLDivergence, kl_divergence
 
 P, Q = pair(4, 3)
+FAKE = FakeTensorMode().from_tensor(P)
+FLOAT8 = [x for name in dir(torch) if name.startswith("float8_") and isinstance(x := getattr(torch, name), torch.dtype)]
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of torch, about kinds of tensors that are new, or old
+    QUANTIZED = torch.quantize_per_tensor(P, 0.01, 0, torch.quint8)
+    SPARSE = {layout: P.to_sparse(layout=layout) for layout in (torch.sparse_csr, torch.sparse_csc)}
+    NESTED = {
+        layout: [torch.nested.nested_tensor(parts, layout=layout) for parts in ([P, P[:2]], [P[:, 0], P[:2, 0]])]
+        for layout in (torch.strided, torch.jagged)
+    }
 
 # name: (options, p, q, weight, kind, text)
 BAD_INPUT = {
@@ -38,7 +50,8 @@ BAD_INPUT = {
     ),
     "complex": (
         {}, P, Q.to(torch.complex64), None, TypeError,
-        "`q` must hold floating-point probabilities, log-probabilities or logits. Got torch.complex64, shape (4, 3).",
+        "`q` must hold floating-point probabilities, log-probabilities or logits. Got torch.complex64, shape (4, 3). If"
+        " the imaginary parts are 0, take .real.",
     ),
     "no_tensor": (
         {}, P.tolist(), Q, None, TypeError,
@@ -85,7 +98,31 @@ BAD_INPUT = {
     ),
     "complex_weight": (
         {}, P, Q, torch.ones(4, dtype=torch.complex64), TypeError,
-        "`weight` must be bool or real. Got torch.complex64.",
+        "`weight` must be bool or real. Got torch.complex64. Take .real or .abs().",
+    ),
+    "bool": (
+        {}, P > 0.5, Q, None, TypeError,
+        "Got torch.bool, shape (4, 3). Masks of classes become probabilities by .float().",
+    ),
+    "meta": (
+        {}, P.to("meta"), Q.to("meta"), None, TypeError,
+        "`p` must hold data. Got one on the meta device, shape (4, 3), which has a shape alone. Make it on a device",
+    ),
+    "fake": (
+        {}, P, FAKE, None, TypeError, "`q` must hold data. Got a FakeTensor, shape (4, 3), which has a shape alone.",
+    ),
+    "fake_weight": ({}, P, Q, FAKE[:, 0], TypeError, "`weight` must hold data. Got a FakeTensor, shape (4,)"),
+    "quantized": (
+        {}, QUANTIZED, Q, None, TypeError,
+        "`p` must hold plain numbers. Got torch.quint8. Convert it with .dequantize().",
+    ),
+    "weight_quantized": (
+        {}, P, Q, QUANTIZED[:, 0], TypeError,
+        "`weight` must hold plain numbers. Got torch.quint8. Convert it with .dequantize().",
+    ),
+    "sparse_weight": (
+        {}, P, Q, torch.ones(4).to_sparse(), TypeError,
+        "`weight` must be dense. Got layout torch.sparse_coo. Convert it with .to_dense().",
     ),
     "tensor_with_distribution": (
         {}, P, D.Categorical(probs=Q), None, TypeError,
@@ -111,6 +148,28 @@ BAD_INPUT = {
         "`q` must have the shape of `p`. Got p (4, 3) and q (4, 2).",
     ),
 }  # fmt: skip
+
+for layout in SPARSE:
+    BAD_INPUT[str(layout)] = (
+        {}, SPARSE[layout], Q, None, TypeError, f"`p` must be dense. Got layout {layout}. Convert it with",
+    )  # fmt: skip
+for layout in NESTED:
+    nested, lengths = NESTED[layout]
+    text = "must be one dense tensor. Got a nested one. Pad it with torch.nested.to_padded_tensor and leave the padding"
+    BAD_INPUT[f"nested_{layout}"] = ({}, nested, nested, None, TypeError, f"`p` {text}")
+    BAD_INPUT[f"nested_{layout}_beside_dense"] = ({}, P, nested, None, TypeError, f"`q` {text}")
+    BAD_INPUT[f"nested_{layout}_weight"] = ({}, P, Q, lengths, TypeError, f"`weight` {text}")
+for dtype in FLOAT8:
+    converted = torch.zeros(4, 3, dtype=torch.uint8).view(dtype)
+    BAD_INPUT[str(dtype)] = (
+        {}, P, converted, None, TypeError,
+        f"`q` must be float16, bfloat16, float32 or float64. Got {dtype}, shape (4, 3). Convert it with .float(), times"
+        " its scale if it has one.",
+    )  # fmt: skip
+    BAD_INPUT[f"weight_{dtype}"] = (
+        {}, P, Q, converted[:, 0], TypeError,
+        f"`weight` must be bool, an integer, float16, bfloat16, float32 or float64. Got {dtype}. Convert it",
+    )  # fmt: skip
 
 for name, (input_format, values, fault) in INVALID_ROWS.items():
     p, q = pair(4, 3, input_format=input_format)

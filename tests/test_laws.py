@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,8 @@ from klmetric import KLDivergence, kl_divergence
 
 settings.register_profile("klmetric", deadline=None, max_examples=150, derandomize=True)
 settings.load_profile("klmetric")
+
+pytestmark = pytest.mark.filterwarnings("ignore:With one class")
 
 ONE_TO = {n: st.integers(1, n) for n in range(1, 9)}
 FINITE = st.floats(-50, 50, width=32)

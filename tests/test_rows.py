@@ -1,13 +1,14 @@
 """The divergence of each row against 60 digits from the definition."""
 
 import math
+import warnings
 
 import pytest
 import reference
 import torch
 from cases import DIRECTIONS, FORMATS, INVALID_ROWS, logits, pair
 
-from klmetric import kl_divergence
+from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
 
 # What the package promises of float32 for a divergence of 1e-4 and more.
 RTOL = 1e-4
@@ -103,7 +104,7 @@ def test_near_equal_logits_at_any_temperature(temperature):
 
 
 def test_infinite_although_p_underflows():
-    p, q = torch.tensor([[0.0, -2000.0]]), torch.tensor([[0.0, -math.inf]])
+    p, q = torch.tensor([[0.0, -700.0]]), torch.tensor([[0.0, -math.inf]])
     assert kl_divergence(p, q, input_format="logits") == math.inf
     assert kl_divergence(p, q.requires_grad_(), input_format="logits") == math.inf
 
@@ -115,9 +116,35 @@ def test_probabilities_of_any_scale(scale):
     torch.testing.assert_close(rows.double(), reference.kl_rows(p, q), rtol=RTOL, atol=0)
 
 
-def test_one_class_has_no_divergence():
-    assert kl_divergence(torch.tensor([[0.3]]), torch.tensor([[7.0]])) == 0
-    assert kl_divergence(torch.tensor([[0.3]]), torch.tensor([[7.0]]), input_format="logits") == 0
+ONE_CLASS = r"With one class its probability is 1.*shape \(1, 1\), dim=-1.*give torch\.distributions\.Bernoulli"
+
+
+def test_one_class_has_no_divergence_and_says_so():
+    p, q = torch.tensor([[0.3]]), torch.tensor([[7.0]])
+    for options in ({}, {"input_format": "logits"}):
+        with pytest.warns(UserWarning, match=ONE_CLASS):
+            assert kl_divergence(p, q, **options) == 0
+    for metric in (KLDivergence(), KLDivergenceSummary()):
+        with pytest.warns(UserWarning, match=ONE_CLASS):
+            metric.update(p, q)
+    with pytest.warns(UserWarning, match=r"shape \(1, 3\), dim=0"):
+        kl_divergence(torch.rand(1, 3), torch.rand(1, 3), dim=0)
+
+
+def test_one_class_is_said_once():
+    p = torch.tensor([[0.3]])
+    metric = KLDivergence()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            kl_divergence(p, p)
+            metric.update(p, p)
+    assert len(caught) == 2
+
+
+def test_a_categorical_distribution_of_one_class_is_meant_so():
+    one = torch.distributions.Categorical(probs=torch.ones(2, 1))
+    assert kl_divergence(one, one) == 0
 
 
 def test_one_hot_against_one_hot():

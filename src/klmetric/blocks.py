@@ -53,6 +53,9 @@ NEAR_OFFSET, NEAR_OFFSET_OF_DOUBLE = 8.0, 1e9
 # Sums of exponentials that nothing has overflowed or underflowed in: in float32 and in float64.
 SINGLE_RANGE = (1e-3, 1e30)
 DOUBLE_RANGE = (1e-200, 1e200)
+# Logits are lifted up to here, where beside such sums they weigh nothing: masks become numbers, whose differences are
+# numbers, too, and whose exponentials are normal (others take ten times as long).
+SINGLE_FLOOR, DOUBLE_FLOOR = -87.0, -600.0
 
 
 def kl_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
@@ -111,19 +114,38 @@ def _careful(a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
 
 
 def _in_parts(
-    a: Tensor, b: Tensor, as_logits: bool, width: int, kl: Callable[[Tensor, Tensor, bool], Tensor]
+    a: Tensor,
+    b: Tensor,
+    as_logits: bool,
+    width: int,
+    kl: Callable[[Tensor, Tensor, bool], Tensor],
+    mass: Tensor | None = None,
 ) -> Tensor:
-    """Measure parts of `width` classes with `kl` and merge them."""
+    """Measure parts of `width` classes with `kl` and merge them.
+
+    With the logarithm of the whole `mass` of p, classes that have no probability in it are left out of p.
+    """
     if a.shape[-1] <= width:
         return kl(a, b, as_logits)
     blocks = []
     for x, y in zip(torch.split(a, width, -1), torch.split(b, width, -1), strict=True):
+        if mass is not None:
+            x = x.masked_fill(_is_nothing(x, mass, as_logits), -math.inf if as_logits else 0)
         masses = [_log_mass(z, as_logits) for z in (x, y)]
         blocks.append((*masses, kl(x, y, as_logits).double()))
     log_p, log_q, within = (torch.stack(parts, -1) for parts in zip(*blocks, strict=True))
-    value = rows.merge_classes(log_p, log_q, within)[2]
+    mass_of_all, _, value = rows.merge_classes(log_p, log_q, within)
+    if mass is None and bool((value == math.inf).any()):
+        # It may be so only within a part of no account.
+        again = _in_parts(a, b, as_logits, width, kl, mass_of_all)
+        value = torch.where(value == math.inf, again, value)
     # A bad part of no weight would not show.
     return value.masked_fill(rows.invalid(a, b, as_logits), math.nan)
+
+
+def _is_nothing(x: Tensor, mass: Tensor, as_logits: bool) -> Tensor:
+    """Classes without probability beside all, whose logarithm is `mass`: see `klmetric.rows.NOTHING`."""
+    return (x if as_logits else x.log()) <= (mass + rows.NOTHING).unsqueeze(-1)
 
 
 def _log_mass(x: Tensor, as_logits: bool) -> Tensor:
@@ -140,7 +162,8 @@ class _Double:
         self.is_double = dtype == torch.float64
         # Within which the two sums of exponentials and the textbook divergence have all their digits.
         least, (low, high) = (LEAST_OF_DOUBLE if self.is_double else LEAST), DOUBLE_RANGE
-        self.low, self.high = (low, low, least), (high, high, 1e300)
+        # (A quotient of float64 can be 0 where q is not.)
+        self.low, self.high = (low, low, least), (high, high, 1e300 if self.is_double else math.inf)
 
     def __call__(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
         """KL of each row of two matrices, in memory that the next call writes to."""
@@ -151,18 +174,24 @@ class _Double:
         w, v, d = work.unbind()
         w.copy_(a)
         v.copy_(b)
+        is_lifted = as_logits and (_reaches(a, DOUBLE_FLOOR) or _reaches(b, DOUBLE_FLOOR))
+        if is_lifted:
+            w.clamp_min_(DOUBLE_FLOOR)
+            v.clamp_min_(DOUBLE_FLOOR)
         if as_logits:
             torch.sub(v, w, out=d)
             w.exp_()
             v.exp_()
         else:
-            # Where p is 0 the logarithm has the weight 0, and only must not be infinite.
-            torch.div(v, w, out=d).clamp_max_(1e300).log_()
+            # Where p is 0 the logarithm has the weight 0, and only must be a number. (A NaN shows in the sums.)
+            torch.div(v, w, out=d).nan_to_num_(nan=1, posinf=1e300).log_()
         d.mul_(w)
         sums = _sum_of_rows(work)
         total_w, total_v, kl = sums.unbind()
         kl.div_(total_w)
         torch.sub((total_v / total_w).log_(), kl, out=kl)
+        if is_lifted:
+            kl.masked_fill_(_misses(a, b, total_w.log(), DOUBLE_FLOOR), math.nan)
         # A negative probability shows in the logarithm, but for one against another.
         sound = as_logits or w.amin().item() >= 0
         least, most = sums.amin(1).tolist(), sums.amax(1).tolist()
@@ -172,24 +201,23 @@ class _Double:
         settled = ((sums >= low) & (sums <= high)).all(0)
         if not sound:
             settled &= w.amin(1) >= 0
-        return self._the_rest(kl, (~settled).nonzero()[:, 0], a, b, as_logits)
-
-    def _the_rest(self, kl: Tensor, left: Tensor, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
-        """Fill in the rows that the textbook form has no digits for."""
-        a, b = a[left], b[left]
         if not self.is_double:
-            near = self._near(a, b, as_logits)
-            kl[left] = near
-            carefully = near.isnan()
-            left, a, b = left[carefully], a[carefully], b[carefully]
+            # What the textbook form has no digits for.
+            left = (~settled & ~kl.isnan()).nonzero()[:, 0]
+            if len(left):
+                kl[left] = self._near(a[left], b[left], as_logits)
+                settled[left] = ~kl[left].isnan()
+        left = (~settled).nonzero()[:, 0]
         if len(left):
-            kl[left] = _careful(a, b, as_logits)
+            kl[left] = _careful(a[left], b[left], as_logits)
         return kl
 
     def _near(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
         """The Bregman form, NaN where it does not reach."""
         x, y = a.double(), b.double()
-        w, d = (x.exp(), y - x) if as_logits else (x, (y / x).log_())
+        if as_logits:
+            x, y = x.clamp_min(DOUBLE_FLOOR), y.clamp_min(DOUBLE_FLOOR)
+        w, d = (x.exp(), y - x) if as_logits else (x, (y / x).nan_to_num_(nan=1, posinf=math.inf).log_())
         total = _sum_of_rows(w)
         mean = _sum_of_rows(w * d) / total
         t = d.sub_(mean.unsqueeze(1))
@@ -209,7 +237,15 @@ class _Single:
     def __call__(self, a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
         """KL of each row of two matrices."""
         w, t, work = self.buffers[:, : a.shape[0], : a.shape[1]].unbind()
-        torch.exp(a, out=w)
+        is_lifted = _reaches(a, SINGLE_FLOOR) or _reaches(b, SINGLE_FLOOR)
+        if is_lifted:
+            torch.clamp_min(a, SINGLE_FLOOR, out=w)
+            torch.clamp_min(b, SINGLE_FLOOR, out=t).sub_(w)
+            # Nothing at the floor: its products would not be normal.
+            torch.threshold_(w.exp_(), (1 + 4e-6) * math.exp(SINGLE_FLOOR), 0)
+        else:
+            torch.exp(a, out=w)
+            torch.sub(b, a, out=t)
         total = _sum_of_rows(w)
         shifted = None
         if not _all_within(total, SINGLE_RANGE):
@@ -218,29 +254,26 @@ class _Single:
             some = a[shifted]
             w[shifted] = some.sub_(some.amax(1, keepdim=True)).exp_()
             total = _sum_of_rows(w)
-        torch.sub(b, a, out=t)
-        mean, reach = self._centre(w, t, work, total)
+        # The mean of t under w.
+        mean = _sum_of_rows(torch.mul(w, t, out=work)).div_(total)
+        if is_lifted:
+            unsure = _misses(a, b, total.log() - 1, SINGLE_FLOOR, work)  # float32 is too coarse for the last bit
+            if shifted is not None:
+                unsure |= shifted & (torch.minimum(a.amin(1), b.amin(1)) <= SINGLE_FLOOR)
+            mean.masked_fill_(unsure, math.nan)
+        t.sub_(mean.unsqueeze(1))
+        reach = torch.mul(t, t, out=work).amax(1)
         low, high = _range(reach)
-        bad = None
-        if math.isnan(high):
-            # Classes masked in both have no difference. One masked in p alone has no weight either, and where one is
-            # masked in q alone the row goes the careful way.
-            bad = a.amax(1).isnan() | b.amax(1).isnan()
-            torch.sub(b, a, out=t).nan_to_num_(nan=0, posinf=1e4, neginf=-math.inf)
-            mean, reach = self._centre(w, t, work, total)
-            low, high = _range(reach)
         kl = None
         if not low > REACH:
             kl = _bregman(w, t, reach, total, work)
             near = mean.square().mul_(0.5 / NEAR_OFFSET**2) <= kl
-            if bad is not None:
-                near &= ~bad
             if bool(near.all()):
                 return kl
             kl.masked_fill_(~near, math.nan)
         if not high <= REACH:
             # Not for rows within reach: they would have another value beside one that is not.
-            far = self._far(b, work, total, mean, shifted, bad).masked_fill_(reach <= REACH, math.nan)
+            far = self._far(b, work, total, mean, shifted).masked_fill_(reach <= REACH, math.nan)
             kl = far if kl is None else torch.where(kl.isnan(), far, kl)
         assert kl is not None
         left = kl.isnan().nonzero()[:, 0]
@@ -248,24 +281,15 @@ class _Single:
             kl[left] = self._in_double(a[left], b[left])
         return kl
 
-    def _centre(self, w: Tensor, t: Tensor, work: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the mean under w from t. Returns the mean, and how far the square of t reaches."""
-        mean = _sum_of_rows(torch.mul(w, t, out=work)).div_(total)
-        t.sub_(mean.unsqueeze(1))
-        return mean, torch.mul(t, t, out=work).amax(1)
-
-    def _far(
-        self, b: Tensor, work: Tensor, total: Tensor, mean: Tensor, shifted: Tensor | None, bad: Tensor | None
-    ) -> Tensor:
+    def _far(self, b: Tensor, work: Tensor, total: Tensor, mean: Tensor, shifted: Tensor | None) -> Tensor:
         """The textbook form, NaN where it has no digits."""
-        total_b = _sum_of_rows(torch.exp(b, out=work))
+        total_b = _sum_of_rows(torch.clamp_min(b, SINGLE_FLOOR, out=work).exp_())
         kl = (total_b / total).log_() - mean
         low, high = SINGLE_RANGE
         sound = (total_b >= low) & (total_b <= high) & (mean.abs() <= FAR_OFFSET * kl)
         sound &= (kl >= FAR) & (kl < math.inf)
-        for others in (shifted, bad):
-            if others is not None:
-                sound &= ~others
+        if shifted is not None:
+            sound &= ~shifted
         return kl.masked_fill_(~sound, math.nan)
 
     def _in_double(self, a: Tensor, b: Tensor) -> Tensor:
@@ -338,6 +362,24 @@ def _weighted(w: Tensor, t: Tensor, coefficients: Sequence[Tensor], work: Tensor
     for coefficient in reversed(rest):
         torch.addcmul(coefficient, work, t, out=work)
     return _sum_of_rows(work.mul_(t).mul_(t).mul_(w))
+
+
+def _reaches(x: Tensor, floor: float) -> bool:
+    """Whether there is a number as low as that, or NaN."""
+    return not x.amin().item() > floor
+
+
+def _misses(a: Tensor, b: Tensor, mass: Tensor, floor: float, work: Tensor | None = None) -> Tensor:
+    """Rows in which q is below the floor where p has a probability, beside a sum whose logarithm is `mass`."""
+    # With one limit for all rows, and a margin for half precision, it takes few operations to see that there are none:
+    # a class is no miss if one of b and floor + limit - a is at the floor. With its own limit a row is settled.
+    limit = max(mass.amin().item() + rows.NOTHING - 10, -1e4)
+    work = torch.sub(a.new_tensor(floor + limit), a, out=work)
+    misses = ~(torch.maximum(work, b, out=work).amin(1) >= floor)
+    left = misses.nonzero()[:, 0]
+    if len(left):
+        misses[left] = ((b[left] < floor) & ~_is_nothing(a[left], mass[left], True)).any(1)
+    return misses
 
 
 def _range(x: Tensor) -> tuple[float, float]:

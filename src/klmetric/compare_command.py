@@ -331,6 +331,11 @@ def _check_array(saved: Saved) -> None:
             "Predictions must be float16, bfloat16, float32 or float64. Got"
             f" {str(saved.dtype).removeprefix('torch.')} in {saved.name}. {hint}"
         )
+    if saved.classes == 1:
+        raise InputError(
+            f"Predictions must have two classes or more. Got shape {saved.shape} in {saved.name}: with one, every"
+            " divergence is 0. Of a sigmoid, save both classes: x and 1 - x, or the logits 0 and x."
+        )
     if not saved.rows or not saved.classes:
         raise InputError(f"Predictions must have rows and classes. Got shape {saved.shape} in {saved.name}.")
 

@@ -7,6 +7,7 @@ from torch.autograd import forward_ad
 from klmetric import blocks, rows
 from klmetric.gradient import KLOfRows
 from klmetric.options import Options
+from klmetric.tracing import transforms
 
 
 def kl_of_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
@@ -20,8 +21,8 @@ def kl_of_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
     Returns:
         shape (...), in the dtype that p and q promote to, at least float32; NaN where a row is no distribution.
     """
-    if torch.compiler.is_compiling() or p.device.type != "cpu":
-        # One expression, for the compiler to fuse.
+    if torch.compiler.is_compiling() or transforms() or p.device.type != "cpu":
+        # One expression, for the compiler to fuse, and for `torch.func` to take apart.
         return rows.plain(p, q, options)
     if not has_gradient(p, q):
         return blocks.kl_rows(p, q, options)

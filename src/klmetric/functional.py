@@ -14,6 +14,7 @@ from klmetric.options import (
     check_options,
     check_reduction,
 )
+from klmetric.tracing import may_look
 
 
 def kl_divergence(
@@ -87,7 +88,7 @@ def kl_divergence(
     unit = check_base(base)
     rows = measure(p, q, weight, options)
     sums = totals.of_rows(rows.kl, rows.weight)
-    if not torch.compiler.is_compiling():  # where nothing can be said
+    if may_look():
         totals.warn_of_invalid(sums.tolist(), options, stacklevel=2)
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out

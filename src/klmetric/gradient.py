@@ -41,7 +41,12 @@ class KLOfRows(torch.autograd.Function):
             chosen = [x for x, is_wanted in zip((p, q), wanted, strict=True) if is_wanted]
             results = iter(torch.autograd.grad(kl, chosen, gradients[0], create_graph=True))
             return *(next(results) if is_wanted else None for is_wanted in wanted), None
-        return *_in_blocks(p, q, gradients[0], wanted, ctx.options), None
+        if not any(is_batch(gradients[0]) for is_batch in _IS_BATCH):
+            return *_in_blocks(p, q, gradients[0], wanted, ctx.options), None
+        # A batch of gradients cannot be written in place. But a row has one value, so that they differ by a factor.
+        one = torch.ones(p.shape[:-1], dtype=rows.result_dtype(p, q))
+        found = _in_blocks(p, q, one, wanted, ctx.options)
+        return *(None if x is None else (x * gradients[0].unsqueeze(-1)).to(x.dtype) for x in found), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -53,6 +58,10 @@ class KLOfRows(torch.autograd.Function):
         found = [x for x in _in_blocks(p, q, one, wanted, ctx.options) if x is not None]
         parts = [(gradient * tangent).sum(-1) for gradient, (_, tangent) in zip(found, along, strict=True)]
         return sum(parts[1:], parts[0]).to(one.dtype)
+
+
+# As `is_grads_batched` makes them, and `torch.func`.
+_IS_BATCH = (torch._C._functorch.is_legacy_batchedtensor, torch._C._functorch.is_batchedtensor)
 
 
 def _in_blocks(

@@ -1,19 +1,23 @@
 """What p, q and weight may be; their checks; and the one path from them to the divergence of each row."""
 
 import math
+import warnings
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.distributions import Categorical, Distribution, OneHotCategorical
 from torch.distributions import kl_divergence as kl_of_distributions
 
 from klmetric.divergence import kl_of_rows
 from klmetric.options import Format, Options
+from klmetric.tracing import may_look
 
 Input: TypeAlias = Tensor | Distribution
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # From so many classes on, numpy finds the largest sooner than torch.
 WIDE = 64
 
@@ -40,6 +44,7 @@ class Rows(NamedTuple):
 
 def measure(p: Input, q: Input, weight: Tensor | None, options: Options, asks_for_agreement: bool = False) -> Rows:
     """Check the inputs and measure the divergence of each row, and whether its most likely class is the same."""
+    is_of_tensors = isinstance(p, Tensor)
     if isinstance(p, Distribution) and isinstance(q, Distribution):
         if not (isinstance(p, _CATEGORICAL) and isinstance(q, _CATEGORICAL)):
             kl = _kl_of_distributions(p, q, options)
@@ -54,6 +59,8 @@ def measure(p: Input, q: Input, weight: Tensor | None, options: Options, asks_fo
         )
     p, q = _first_classes("p", p, options), _first_classes("q", q, options)
     _check_tensors(p, q, options.dim)
+    if is_of_tensors and p.shape[options.dim] == 1 and not torch.compiler.is_compiling():
+        _warn_of_one_class(p, options.dim, stacklevel=3)
     if options.dim not in (-1, p.ndim - 1):
         p, q = p.movedim(options.dim, -1), q.movedim(options.dim, -1)
     kl = kl_of_rows(p, q, options)
@@ -83,12 +90,21 @@ def _check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
                 f"`{name}` must be a torch.Tensor or a torch.distributions.Distribution. Got {type(x).__name__}."
                 + (" Convert it with torch.as_tensor." if x is not None else "")
             )
-        if x.layout is not torch.strided:
-            raise TypeError(f"`{name}` must be dense. Got layout {x.layout}. Convert it with .to_dense().")
+        _check_storage(name, x)
         if not x.is_floating_point():
+            hint = "Class indices become probabilities by torch.nn.functional.one_hot(...).float()."
+            if x.dtype is torch.bool:
+                hint = "Masks of classes become probabilities by .float()."
+            elif x.is_complex():
+                hint = "If the imaginary parts are 0, take .real."
             raise TypeError(
                 f"`{name}` must hold floating-point probabilities, log-probabilities or logits. Got {x.dtype}, shape"
-                f" {tuple(x.shape)}. Class indices become probabilities by torch.nn.functional.one_hot(...).float()."
+                f" {tuple(x.shape)}. {hint}"
+            )
+        if x.dtype not in DTYPES:
+            raise TypeError(
+                f"`{name}` must be float16, bfloat16, float32 or float64. Got {x.dtype}, shape {tuple(x.shape)}."
+                " Convert it with .float(), times its scale if it has one."
             )
     if p.shape != q.shape:
         raise ValueError(
@@ -97,6 +113,8 @@ def _check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
         )
     if p.device != q.device:
         raise ValueError(f"`p` and `q` must share a device. Got p on {p.device}, q on {q.device}. Use q.to(p.device).")
+    for name, x in (("p", p), ("q", q)):
+        _check_data(name, x)
     if not -p.ndim <= dim < p.ndim:
         raise ValueError(
             f"`dim` must be an axis of the input. Got dim={dim} for shape {tuple(p.shape)}. Classes are mostly last."
@@ -119,6 +137,40 @@ def _first_classes(name: str, x: Tensor, options: Options) -> Tensor:
     return x.narrow(dim, 0, classes)
 
 
+def _check_storage(name: str, x: Tensor) -> None:
+    """Raise for a tensor that is more than one number for each place."""
+    if x.is_nested:
+        raise TypeError(
+            f"`{name}` must be one dense tensor. Got a nested one. Pad it with torch.nested.to_padded_tensor and leave"
+            " the padding out with `weight`, or measure its parts one by one."
+        )
+    if x.layout is not torch.strided:
+        raise TypeError(f"`{name}` must be dense. Got layout {x.layout}. Convert it with .to_dense().")
+    if x.is_quantized:
+        raise TypeError(f"`{name}` must hold plain numbers. Got {x.dtype}. Convert it with .dequantize().")
+
+
+def _check_data(name: str, x: Tensor) -> None:
+    """Raise for a tensor without data, but where the code is compiled, which is done on such."""
+    if torch.compiler.is_compiling():
+        return
+    kind = "one on the meta device" if x.is_meta else "a FakeTensor" if isinstance(x, FakeTensor) else None
+    if kind:
+        raise TypeError(
+            f"`{name}` must hold data. Got {kind}, shape {tuple(x.shape)}, which has a shape alone. Make it on a device"
+            " such as 'cpu'."
+        )
+
+
+def _warn_of_one_class(x: Tensor, dim: int, stacklevel: int) -> None:
+    """Say what a class axis of length 1 comes to."""
+    warnings.warn(
+        f"With one class its probability is 1, and the divergence 0. Got shape {tuple(x.shape)}, dim={dim}. Of a"
+        " sigmoid, there are two classes: give torch.distributions.Bernoulli(logits=...) for p and q.",
+        stacklevel=stacklevel + 1,
+    )
+
+
 def _check_weight(weight: Tensor | None, kl: Tensor) -> Tensor | None:
     """Check `weight` and spread it over the rows."""
     if weight is None:
@@ -127,20 +179,25 @@ def _check_weight(weight: Tensor | None, kl: Tensor) -> Tensor | None:
         raise TypeError(
             f"`weight` must be a torch.Tensor. Got {type(weight).__name__}. Convert it with torch.as_tensor."
         )
+    _check_storage("weight", weight)
     if weight.is_complex():
-        raise TypeError(f"`weight` must be bool or real. Got {weight.dtype}.")
+        raise TypeError(f"`weight` must be bool or real. Got {weight.dtype}. Take .real or .abs().")
+    if weight.is_floating_point() and weight.dtype not in DTYPES:
+        raise TypeError(
+            "`weight` must be bool, an integer, float16, bfloat16, float32 or float64."
+            f" Got {weight.dtype}. Convert it with .float()."
+        )
     if weight.device not in (kl.device, torch.device("cpu")):
         raise ValueError(
             f"`weight` must be on the device of `p`, or on the CPU. Got weight on {weight.device} and p on {kl.device}."
         )
+    _check_data("weight", weight)
     if weight.shape != kl.shape[: weight.ndim]:
         raise ValueError(
             "`weight` must have one entry per sample or per row: its shape a prefix of the batch shape."
             f" Got weight {tuple(weight.shape)} for batch shape {tuple(kl.shape)}. The class axis has no weights."
         )
-    if torch.compiler.is_compiling():  # where the data cannot be looked at
-        pass
-    elif weight.dtype is not torch.bool and not bool(((weight >= 0) & (weight < math.inf)).all()):
+    if may_look() and weight.dtype is not torch.bool and not bool(((weight >= 0) & (weight < math.inf)).all()):
         lowest = weight.min().item()
         what = "NaN" if weight.isnan().any() else f"{lowest:g}" if lowest < 0 else "inf"
         raise ValueError(f"`weight` must be finite and at least 0. Got {what}, shape {tuple(weight.shape)}.")
@@ -192,10 +249,10 @@ def _check_rows(rows: Rows, inputs: tuple[Tensor, Tensor] | None, options: Optio
     """With nan_strategy="error", raise if a row that counts is no pair of distributions."""
     if options.nan_strategy != "error":
         return
-    if torch.compiler.is_compiling():
+    if not may_look():
         raise ValueError(
-            "nan_strategy='error' must look at the data, which compiled code cannot. Got it under torch.compile."
-            " Use 'propagate' or 'ignore' there."
+            "nan_strategy='error' must look at the data, which compiled code cannot. Got it under torch.compile, or"
+            " under torch.vmap. Use 'propagate' or 'ignore' there."
         )
     invalid = rows.kl.isnan() & ~rows.left_out
     if not bool(invalid.any()):
@@ -237,7 +294,7 @@ def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Opt
         return rows
     invalid = rows.kl.isnan()
     left_out = rows.left_out | invalid if ignores else rows.left_out
-    if not torch.compiler.is_compiling() and not bool(left_out.any()):
+    if may_look() and not bool(left_out.any()):
         return rows
     mask = left_out.unsqueeze(-1)
     kl = kl_of_rows(p.masked_fill(mask, 1), q.masked_fill(mask, 1), options)

@@ -28,6 +28,9 @@ from klmetric.options import Format, Options
 NEAR = 0.5
 # Logits that a floor may not simply be added to.
 LARGE = 100.0
+# A class whose probability is 0 in float64 has none in p, whatever its logit: so a mask of -1e9 is a mask. The
+# logarithm of the probability is then at most that of half the least number of float64.
+NOTHING = -1075 * math.log(2)
 
 
 def result_dtype(p: Tensor, q: Tensor) -> torch.dtype:
@@ -139,6 +142,8 @@ def _kl_of_logits(a: Tensor, b: Tensor) -> Tensor:
     peak_a, peak_b = (x.amax(-1, keepdim=True).detach() for x in (a, b))
     w = (a - peak_a).exp()
     total = w.sum(-1, keepdim=True)
+    has_mass = a - peak_a > NOTHING + total.log()
+    w = torch.where(has_mass, w, 0)
     # The difference of the logits comes first: between near-equal models it is exact, and their normalisers are not.
     # Between logits that a large constant keeps apart it is not exact either.
     offset = peak_b - peak_a
@@ -157,8 +162,8 @@ def _kl_of_logits(a: Tensor, b: Tensor) -> Tensor:
     terms = torch.where(near, w * t_near.square() * _series(t_near), far).clamp_min(0)
     quotient = terms.sum(-1, keepdim=True) / total
     kl = torch.where(huge, shift + torch.where(huge, quotient, 1).log(), quotient.log1p()).squeeze(-1)
-    # Also where exp(a) is too small for a number. (The total is NaN where the row is no distribution.)
-    infinite = ((b == -math.inf) & (a > -math.inf)).any(-1) & (total.squeeze(-1) + offset.squeeze(-1)).isfinite()
+    # Also where exp(a) is too small for a number of this dtype. (The total is NaN where the row is no distribution.)
+    infinite = ((b == -math.inf) & has_mass).any(-1) & (total.squeeze(-1) + offset.squeeze(-1)).isfinite()
     return kl.masked_fill(infinite, math.inf)
 
 
@@ -172,15 +177,17 @@ def _series(t: Tensor) -> Tensor:
 
 
 def _kl_of_probs(p: Tensor, q: Tensor) -> Tensor:
-    infinite = ((q == 0) & (p > 0)).any(-1)
+    missed = (q == 0) & (p > 0)
     p, q = _normalised(p), _normalised(q)
+    if p.dtype == torch.float64:  # in float32 this rounds some probabilities to 0 that are none in float64
+        missed &= p > 0
     # In each branch only numbers that it is for: of others the gradient would be 0 times infinity.
     near = (q - p).abs() < NEAR * p
     u = torch.where(near, q - p, 0) / torch.where(near, p, 1)
     far = ~near & (p != 0)  # where p is 0 the term is q
     log_ratio = torch.where(far, p, 1).log() - torch.where(far, q, 1).log()
     kl = _sum_of_terms(p, q, near, u - torch.log1p(u), log_ratio)
-    return kl.masked_fill(infinite & kl.isfinite(), math.inf)
+    return kl.masked_fill(missed.any(-1) & kl.isfinite(), math.inf)
 
 
 def _normalised(x: Tensor) -> Tensor:

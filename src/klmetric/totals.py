@@ -17,6 +17,7 @@ from torch import Tensor
 from klmetric import pairs
 from klmetric.divergence import has_gradient
 from klmetric.options import NanStrategy, Options, Reduction
+from klmetric.tracing import may_look
 
 # The places in the vector: of the high part of each sum, of the low parts, and of the fingerprint.
 KL, WEIGHT, SAMPLES, ROWS, INVALID, LOW = range(6)
@@ -63,7 +64,7 @@ def of_rows(kl: Tensor, weight: Tensor | None) -> Tensor:
         weight: weight of each row, of the shape of `kl`; None for 1.
     """
     device = device_of_totals(kl.device)
-    if weight is None and kl.device.type == "cpu" and not (torch.compiler.is_compiling() or has_gradient(kl)):
+    if weight is None and kl.device.type == "cpu" and may_look() and not has_gradient(kl):
         # Few operations, for small batches, and no copy, for large ones.
         n, invalid = kl.numel(), 0
         samples = kl.shape[0] if kl.ndim and n else n

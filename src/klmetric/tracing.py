@@ -1,0 +1,17 @@
+"""What torch does with the code at the moment: whether it runs it on the data, or takes it apart."""
+
+from typing import Any
+
+import torch
+
+
+def may_look() -> bool:
+    """Whether the code may depend on the data: not where it is compiled, nor under `torch.vmap`."""
+    return not torch.compiler.is_compiling() and not any(
+        transform.key() == torch._C._functorch.TransformType.Vmap for transform in transforms()
+    )
+
+
+def transforms() -> list[Any]:
+    """The transforms of `torch.func` that are at work, such as `vmap` and `grad`."""
+    return torch._C._functorch.get_interpreter_stack() or []
