@@ -268,7 +268,8 @@ def _notes(report: Value) -> list[str]:
             )
         if "same_arrays" in model:
             notes.append(
-                f"{model['name']}: it is read from the same file as the reference, and so has no divergence from it."
+                f"{model['name']}: it is read from the same file as the reference, at least in part, and is equal"
+                " there."
             )
     return notes
 
