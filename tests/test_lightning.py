@@ -447,6 +447,14 @@ class TestSources:
         run.validate(Fixed(), loader(SIZES[0]), verbose=False)
         close(run.callback_metrics["val_kl"], SIZES[0])
 
+    def test_distributions_of_half_precision(self, tmp_path):
+        def normal(loc):
+            return lambda outputs, batch: D.Normal(torch.full((len(batch[0]),), loc).half(), torch.ones(1).half())
+
+        run = trainer(tmp_path, callbacks=[KLDivergenceCallback(p=normal(300.0), q=normal(0.0))])
+        run.validate(Fixed(), loader(SIZES[0]), verbose=False)
+        assert run.callback_metrics["val_kl"] == 45_000
+
     def test_a_collection_is_logged_key_by_key(self, tmp_path):
         metrics = {"mean": KLDivergence(), "bits": KLDivergence(base=2), "theirs": TorchmetricsKL()}
         run = trainer(tmp_path, callbacks=[KLDivergenceCallback(MetricCollection(metrics))])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.nn import Module
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -35,6 +36,8 @@ class Accumulator(Metric):
 
     # Whether `_measure` is to tell which rows agree in their most likely class.
     asks_for_agreement = False
+    # What the last batch was: a warning about its rows depends on it.
+    _of_distributions = False
 
     def __init__(self, options: Options, base: float | None, keeps_rows: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -135,6 +138,7 @@ class Accumulator(Metric):
                 " `sync_context`, or call `unsync`, first."
             )
         rows = measure(p, q, weight, self.options, self.asks_for_agreement)
+        self._of_distributions = isinstance(p, Distribution)
         batch: dict[str, Any] = {"totals": self._of_batch(rows)}
         if batch["totals"].device != self.totals.device:
             raise ValueError(
@@ -157,7 +161,7 @@ class Accumulator(Metric):
     def _warn_of_invalid(self, numbers: list[float], stacklevel: int) -> None:
         """Say how many rows were no distributions: with nan_strategy="ignore" once."""
         if not self._warned:
-            warned = totals.warn_of_invalid(numbers, self.options, stacklevel + 1)
+            warned = totals.warn_of_invalid(numbers, self.options, stacklevel + 1, self._of_distributions)
             self._warned = warned and self.options.nan_strategy == "ignore"
 
     def _result_over_processes(self, batch: dict[str, Any]) -> Any:

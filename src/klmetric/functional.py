@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from klmetric import totals
 from klmetric.inputs import Input, measure
@@ -89,7 +90,7 @@ def kl_divergence(
     rows = measure(p, q, weight, options)
     sums = totals.of_rows(rows.kl, rows.weight)
     if may_look():
-        totals.warn_of_invalid(sums.tolist(), options, stacklevel=2)
+        totals.warn_of_invalid(sums.tolist(), options, stacklevel=2, of_distributions=isinstance(p, Distribution))
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out
         return torch.where(left_out, 0, rows.kl) / unit

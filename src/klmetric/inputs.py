@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.distributions import Categorical, Distribution, OneHotCategorical
-from torch.distributions import kl_divergence as kl_of_distributions
 
+from klmetric.distributions import kl_of_distributions
 from klmetric.divergence import kl_of_rows
 from klmetric.options import Format, Options
 from klmetric.tracing import may_look
@@ -47,7 +47,7 @@ def measure(p: Input, q: Input, weight: Tensor | None, options: Options, asks_fo
     is_of_tensors = isinstance(p, Tensor)
     if isinstance(p, Distribution) and isinstance(q, Distribution):
         if not (isinstance(p, _CATEGORICAL) and isinstance(q, _CATEGORICAL)):
-            kl = _kl_of_distributions(p, q, options)
+            kl = kl_of_distributions(p, q, options)
             rows = Rows(kl, _check_weight(weight, kl))
             _check_rows(rows, None, options)
             return rows
@@ -224,27 +224,6 @@ def _parameter(d: Distribution) -> tuple[Tensor, Format]:
     return own._param, "probs" if own._param is vars(own).get("probs") else "logits"
 
 
-def _kl_of_distributions(p: Distribution, q: Distribution, options: Options) -> Tensor:
-    usual = Options()
-    for name in ("temperature", "eps", "classes"):
-        if getattr(options, name) != getattr(usual, name):
-            raise ValueError(
-                f"`{name}` is for categorical distributions. Got {name}={getattr(options, name)} with"
-                f" {type(p).__name__} and {type(q).__name__}."
-            )
-    pairs = {"forward": [(p, q)], "reverse": [(q, p)], "jeffreys": [(p, q), (q, p)]}[options.direction]
-    try:
-        kl = torch.stack([kl_of_distributions(a, b) for a, b in pairs])
-    except NotImplementedError as error:
-        raise TypeError(
-            "The pair of distributions must have a KL divergence registered in torch.distributions."
-            f" Got {type(p).__name__} and {type(q).__name__}. Must both be wrapped in Independent? Otherwise"
-            " register one with torch.distributions.kl.register_kl, or estimate it from samples."
-        ) from error
-    # The closed forms of torch subtract, and can round to just below 0.
-    return kl.to(torch.promote_types(kl.dtype, torch.float32)).clamp_min(0).sum(0)
-
-
 def _check_rows(rows: Rows, inputs: tuple[Tensor, Tensor] | None, options: Options) -> None:
     """With nan_strategy="error", raise if a row that counts is no pair of distributions."""
     if options.nan_strategy != "error":
@@ -259,8 +238,9 @@ def _check_rows(rows: Rows, inputs: tuple[Tensor, Tensor] | None, options: Optio
         return
     first = tuple(invalid.nonzero()[0].tolist())
     where = str(first[0]) if len(first) == 1 else str(first)
-    reason = "its divergence is NaN"
+    reason = "its divergence is NaN; look for NaN, and for values out of range, in the parameters"
     if inputs is not None:
+        reason = "its divergence is NaN"
         faults = [(name, fault(x[first], f)) for name, x, f in zip("pq", inputs, options.input_format, strict=True)]
         reason = next((f"`{name}` {fault}" for name, fault in faults if fault), reason)
     raise ValueError(

@@ -108,13 +108,22 @@ def value(totals: Any, reduction: Reduction, nan_strategy: NanStrategy) -> Any:
     return math.nan if not divisor or (invalid and nan_strategy == "propagate") else kl / divisor
 
 
-def warn_of_invalid(totals: list[float], options: Options, stacklevel: int) -> bool:
-    """Say how many rows were no distributions, and what became of them. Returns whether there was anything to say."""
+def warn_of_invalid(totals: list[float], options: Options, stacklevel: int, of_distributions: bool = False) -> bool:
+    """Say how many rows were no distributions, and what became of them. Returns whether there was anything to say.
+
+    Args:
+        totals: as the list of its numbers.
+        options: what was measured.
+        stacklevel: of the warning.
+        of_distributions: whether p and q are those of torch, of which no one can mistake the format.
+    """
     invalid = int(totals[INVALID])
     if invalid:
         outcome = "were left out" if options.nan_strategy == "ignore" else "make the result NaN"
         hint = " nan_strategy='error' names the first."
-        if "probs" in options.input_format:
+        if of_distributions:
+            hint += " Look for NaN, and for values out of range, in their parameters."
+        elif "probs" in options.input_format:
             hint += " Were they logits or log-probabilities? Then say so with input_format."
         warnings.warn(
             f"{invalid} of {int(totals[ROWS])} rows were no distributions and {outcome}.{hint}",
