@@ -15,8 +15,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# So long that a busy machine does not reach it: it ends what would hang.
+TIMEOUT = timedelta(minutes=5)
 CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["klmetric", "torch.distributed"])
+CONTEXT.set_forkserver_preload(["klmetric.metric", "klmetric.summary", "torch.distributed"])
 
 
 def alone(function: Callable[..., Any], *args: Any) -> Any:
@@ -28,13 +30,13 @@ def alone(function: Callable[..., Any], *args: Any) -> Any:
 class Processes:
     """A gloo process group. It calls `function(rank, size, *args)` in all its processes, and returns what they do."""
 
-    def __init__(self, size: int, store: str, timeout: timedelta = timedelta(minutes=2)) -> None:
+    def __init__(self, size: int, store: str) -> None:
         self.size = size
         self.connections: list[Connection] = []
         self.processes = []
         for rank in range(size):
             here, there = CONTEXT.Pipe()
-            process = CONTEXT.Process(target=_serve, args=(rank, size, store, timeout, there), daemon=True)
+            process = CONTEXT.Process(target=_serve, args=(rank, size, store, there), daemon=True)
             process.start()
             there.close()
             self.connections.append(here)
@@ -62,10 +64,10 @@ class Processes:
             process.join(30)
 
 
-def _serve(rank: int, size: int, store: str, timeout: timedelta, connection: Connection) -> None:
+def _serve(rank: int, size: int, store: str, connection: Connection) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timeout)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT)
     while (call := connection.recv()) is not None:
         function, args = call
         try:

@@ -1,10 +1,14 @@
 """The command, by running it."""
 
 import csv
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 
 from klmetric import __version__
@@ -27,7 +31,9 @@ def here(monkeypatch, tmp_path, capsys):
             main()
         return ended.value.code, *capsys.readouterr()
 
-    return run
+    before = signal.getsignal(signal.SIGINT)
+    yield run
+    signal.signal(signal.SIGINT, before)
 
 
 def test_version(tmp_path):
@@ -89,3 +95,259 @@ def test_what_to_install(tmp_path, missing, arguments, text):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert text in done.stderr
+
+
+# --- What needs no torch is answered without it
+
+# Runs the command, and at the end names those that it has imported, each of which takes long.
+WITHOUT = """
+import atexit, runpy, sys
+heavy = {"torch", "numpy", "torchmetrics"}
+atexit.register(lambda: print("imported:", sorted(heavy & set(sys.modules)), file=sys.stderr))
+sys.argv[0] = "klmetric"
+runpy.run_module("klmetric", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        ("--version", 0, "klmetric "),
+        ("--help", 0, "compare"),
+        ("demo --help", 0, "--devices"),
+        ("compare --help", 0, "REFERENCE"),
+        ("compare", 2, "Missing argument 'REFERENCE'"),
+        ("compare p.npy", 2, "Missing argument 'MODEL...'"),
+        ("compare p.npy q.npy --no-such", 2, "No such option: --no-such"),
+        ("compare p.npy q.npy --worst -1", 2, "Invalid value for '--worst'"),
+        ("compare p.npy q.npy --temperature warm", 2, "Invalid value for '--temperature'"),
+        ("compare p.npy nothing.npy", 2, "Error: There must be a file or a folder at nothing.npy. Got nothing."),
+        ("compare p.npy p.npy/q.npy", 2, "There must be a file or a folder at p.npy/q.npy. Got nothing."),
+        ("compare p.npy q.npy --mask no.npy", 2, "Error: --mask: There must be a file or a folder at no.npy."),
+        ("compare p.npy q.npy --weight no.npy", 2, "Error: --weight: There must be a file or a folder at no.npy."),
+        ("compare p.npy q.npy --groups no.txt", 2, "Error: --groups: There must be a file or a folder at no.txt."),
+        ("compare p.npy q.npy --fail-above mean", 2, "A limit must be a value and a number, as mean=0.01. Got 'mean'"),
+        ("compare p.npy q.npy --fail-below median=1", 2, "A limit must be of mean, stderr"),
+        ("compare p.npy q.npy --direction back", 2, "`direction` must be one of 'forward', 'reverse', 'jeffreys'."),
+        ("compare p.npy q.npy --input-format logit", 2, "`--input-format` must be one of"),
+        ("compare p.npy q.npy --input-format logits,,probs,logits", 2, "must be one format, or a pair"),
+        ("compare p.npy q.npy --temperature 0", 2, "`temperature` must be a finite number above 0. Got 0"),
+        ("compare p.npy q.npy --temperature nan", 2, "`temperature` must be a finite number above 0. Got nan"),
+        ("compare p.npy q.npy --base 1", 2, "`base` must be a finite number above 1. Got 1"),
+        ("compare p.npy q.npy --eps 1", 2, "`eps` must be a probability"),
+        ("compare p.npy q.npy --nan-strategy propagate", 2, "`--nan-strategy` must be one of 'error', 'ignore'."),
+        ("compare p.npy q.npy --columns a --columns b --columns c", 2, "--columns must be given once, or twice"),
+        ("compare p.npy q.npy --plot kl.xyz", 2, "--plot must name a picture, .png, .svg, .pdf. Got kl.xyz."),
+        ("compare p.npy q.npy --json no/o.json", 2, "The folder of a file to write must be there. Got no/o.json."),
+        ("compare p.npy q.npy --csv .", 2, "A report must go into a file. Got ., which is a folder."),
+        ("compare p.npy q.npy --csv q.npy", 2, "A report must not take the place of what it is about. Got q.npy"),
+        ("compare p.npy q.npy --csv o --json ./o", 2, "Each report must go into a file of its own. Got o for two."),
+        ("demo --epochs 0", 2, "Invalid value for '--epochs'"),
+    ],
+)  # fmt: skip
+def test_without_torch(tmp_path, arguments, status, text):
+    for name in "pq":
+        (tmp_path / f"{name}.npy").touch()
+    command = [sys.executable, "-c", WITHOUT, *arguments.split()]
+    environment = os.environ | {"COLUMNS": "120"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == status, done.stderr
+    assert text in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1] == "imported: []"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["p.npy", "q.npy"]
+
+
+def test_the_checker_of_imports_can_fail(predictions):
+    command = [sys.executable, "-c", WITHOUT, "compare", "p.npy", "q.npy", "--input-format", "logits"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=predictions)
+    assert done.stderr.splitlines()[-1] == "imported: ['numpy', 'torch', 'torchmetrics']"
+
+
+# --- Ctrl-C, at a given point
+
+# Sends SIGINT to itself at the n-th event (https://docs.python.org/3/library/audit_events.html) whose name and first
+# argument end so: an import, a file that is opened, a file that is renamed.
+INTERRUPTING = """
+import os, runpy, signal, sys
+event, end, count, *sys.argv[1:] = sys.argv[1:]
+left = int(count)
+def hook(name, args):
+    global left
+    if name == event and args and str(args[0]).endswith(end):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(hook)
+sys.argv[0] = "klmetric"
+runpy.run_module("klmetric", run_name="__main__", alter_sys=True)
+"""
+
+
+def interrupted(event, end, count, *arguments, cwd, **options):
+    command = [sys.executable, "-c", INTERRUPTING, event, end, str(count), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, **options)
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    x = np.random.default_rng(0).normal(size=(400, 50)).astype(np.float32)
+    np.save(tmp_path / "p.npy", x)
+    np.save(tmp_path / "q.npy", x + 0.1 * x[::-1])
+    return tmp_path
+
+
+REPORTS = ("--json", "o.json", "--csv", "o.csv", "--plot", "o.png")
+
+
+@pytest.mark.parametrize(
+    ("event", "end"),
+    [
+        ("import", "klmetric.ending"),
+        ("import", "klmetric.cli"),
+        ("import", "typer"),
+        ("import", "rich"),
+        ("open", ".tmp"),
+        ("import", "torch"),
+        ("import", "torch.nn"),
+        ("import", "torchmetrics"),
+        ("import", "klmetric.compare_command"),
+        ("open", "p.npy"),
+        ("import", "matplotlib"),
+        ("import", "matplotlib.pyplot"),
+        ("os.rename", ".tmp"),
+    ],
+)
+def test_ctrl_c_in_every_phase(predictions, event, end):
+    before = {"o.json": "a report", "o.csv": "another"}
+    for name, text in before.items():
+        (predictions / name).write_text(text)
+    arguments = ["compare", "p.npy", "q.npy", "--input-format", "logits", *REPORTS]
+    done = interrupted(event, end, 1, *arguments, cwd=predictions)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+    assert (event == "os.rename") == ("p99.9" in done.stdout)
+    assert {name: (predictions / name).read_text() for name in before} == before
+    assert sorted(file.name for file in predictions.iterdir()) == ["o.csv", "o.json", "p.npy", "q.npy"]
+
+
+@pytest.mark.parametrize(
+    ("event", "end"), [("import", "torch"), ("import", "lightning"), ("import", "_posixsubprocess")]
+)
+def test_ctrl_c_in_the_demo(tmp_path, event, end):
+    done = interrupted(event, end, 1, "demo", "--epochs", "1", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+
+
+def test_ctrl_c_while_the_demo_trains(tmp_path):
+    """From a terminal: all processes of the group have it, and one of them answers."""
+    command = [sys.executable, "-m", "klmetric", "demo", "--epochs", "1000", "--out", "there"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes)
+    try:
+        while not (tmp_path / "there" / "last.ckpt").exists():  # which the first of them writes after an epoch
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate()  # once all that could write to it have ended
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, said) == (130, "Interrupted.\n")
+
+
+def test_in_the_background_it_is_not_interrupted(predictions):
+    """As a shell starts what it does not wait for: with SIGINT ignored."""
+    arguments = ["compare", "p.npy", "q.npy", "--input-format", "logits"]
+    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    for event, end in (("import", "torch"), ("open", "q.npy")):
+        done = interrupted(event, end, 2, *arguments, cwd=predictions, **ignore)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- Where there is no room
+
+
+def test_a_full_disk(predictions):
+    """Files may have no more than a few bytes. What was there stays, and everything else is written."""
+    # From the first place that is written to on, and not where the places are tried.
+    room = """
+import klmetric.whole as whole, resource, signal
+write = whole.write_whole
+def with_little_room(path, data):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    write(path, data)
+whole.write_whole = with_little_room
+"""
+    code = WITHOUT.replace("sys.argv[0]", f"{room}sys.argv[0]")
+    (predictions / "o.json").write_text("a report")
+    command = [sys.executable, "-c", code, "compare", "p.npy", "q.npy", "--input-format", "logits", *REPORTS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=predictions)
+    assert done.returncode == 2, done.stderr
+    for name in ("o.json", "o.png"):
+        assert f"A report must go where it can be written. Got {name}: File too large." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "p99.9" in done.stdout
+    assert (predictions / "o.json").read_text() == "a report"
+    assert (predictions / "o.csv").read_text().startswith("name,group,")
+    assert sorted(file.name for file in predictions.iterdir()) == ["o.csv", "o.json", "p.npy", "q.npy"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--plot"])
+def test_a_full_disk_is_seen_before_measuring(predictions, option):
+    code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + WITHOUT
+    code = code.replace("sys.argv[0]", "resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9)); sys.argv[0]")
+    (predictions / "o.png").write_text("a report")
+    command = [sys.executable, "-B", "-c", code, "compare", "p.npy", "q.npy", "--input-format", "logits"]
+    done = subprocess.run([*command, option, "o.png"], capture_output=True, text=True, cwd=predictions)
+    assert done.returncode == 2
+    assert "Got o.png: File too large. Name another file.\nimported: []" in done.stderr
+    assert (predictions / "o.png").read_text() == "a report"
+    assert len(list(predictions.iterdir())) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize(
+    "arguments", ["--version", "--help", "compare --help", "compare p.npy q.npy", "compare p.npy q.npy --json -"]
+)
+def test_nowhere_to_print_to(predictions, arguments):
+    arguments = arguments.split()
+    if "p.npy" in arguments:
+        arguments += ["--input-format", "logits", "--csv", "o.csv"]
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "klmetric", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=predictions)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "Error: What is printed must have a place. Got standard output, which cannot be written: No space left on"
+        " device.\n"
+    )
+    assert (predictions / "o.csv").exists() == ("p.npy" in arguments), "what can be written is"
+
+
+def test_how_a_report_takes_its_place(predictions):
+    (predictions / "kept").mkdir()
+    before = predictions / "kept" / "o.json"
+    before.write_text("a report")
+    before.chmod(0o604)
+    link = predictions / "link.json"
+    link.symlink_to(before)
+    pipe = predictions / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    arguments = ["compare", "p.npy", "q.npy", "--input-format", "logits", "--json", "link.json", "--csv", "pipe"]
+    with before.open() as held:
+        done = klmetric(*arguments, cwd=predictions)
+        assert held.read() == "a report", "it is another file"
+    assert done.returncode == 0, done.stderr
+    assert link.is_symlink()
+    assert before.read_text().startswith("{")
+    assert before.stat().st_mode & 0o777 == 0o604
+    assert os.read(reader, 2**16).startswith(b"name,group,")
+    assert pipe.is_fifo()
+    os.close(reader)
+    assert klmetric(*arguments[:5], "--json", "/dev/null", cwd=predictions).returncode == 0
+    new = predictions / "new.json"
+    assert klmetric(*arguments[:5], "--json", "new.json", cwd=predictions).returncode == 0
+    umask = os.umask(0)
+    os.umask(umask)
+    assert new.stat().st_mode & 0o777 == 0o666 & ~umask

@@ -4,11 +4,9 @@ import csv
 import json
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -761,7 +759,8 @@ class TestBadInput:
             bad,
         )
         self.raises("--groups must have one entry for each sample", *pair, "--groups", bad)
-        self.raises("--groups must name a file", *pair, "--groups", tmp_path / "no.txt")
+        self.raises("--groups: There must be a file", *pair, "--groups", tmp_path / "no.txt")
+        self.raises("--groups must be a file of .txt", *pair, "--groups", tmp_path)
         self.raises("--mask: There must be a file", *pair, "--mask", tmp_path / "no.npy")
         np.save(bad, np.arange(60 * 24).reshape(60, 24))
         self.raises("--groups must have at most 1000 groups. Got 1440", *pair, "--groups", bad)
@@ -824,28 +823,103 @@ def test_bad_rows_on_one_process(files, tmp_path, three_processes):
     assert ["sample 30, position 0" in err for _, err in printed] == [False, True, False]
 
 
-def test_ctrl_c_reports_what_was_measured(tmp_path):
-    x = torch.randn(20_000, 500, generator=torch.Generator().manual_seed(0))
-    p, q = save(x, tmp_path / "p.npy"), save(x + 0.1, tmp_path / "q.npy")
-    command = [sys.executable, "-m", "klmetric", "compare", str(p), str(q), "--input-format", "logits"]
-    command += ["--batch-rows", "1", "--json", str(tmp_path / "o.json")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        started = time.monotonic()
-        while "torch" not in Path(f"/proc/{process.pid}/maps").read_text() or time.monotonic() - started < 6:
-            assert time.monotonic() - started < 60
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, err
+# Reads the models as ever, and sends SIGINT to itself once as many batches have been added.
+INTERRUPTED = """
+import os, signal, sys
+from klmetric import compare
+from klmetric.__main__ import main
+count, add = int(sys.argv.pop(1)), compare._add
+def added(result, *rows):
+    global count
+    add(result, *rows)
+    count -= 1
+    if count == 0:
+        os.kill(os.getpid(), signal.SIGINT)
+compare._add = added
+main()
+"""
+
+
+@pytest.mark.parametrize("batches", [1, 40])
+def test_ctrl_c_reports_what_was_measured(files, tmp_path, batches):
+    command = [sys.executable, "-c", INTERRUPTED, str(batches), "compare", str(files["full"]), str(files["noisy"])]
+    command += ["--input-format", "logits", "--batch-rows", "24", "--json", "o.json", "--fail-above", "mean=0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 130, done.stderr
     report = json.loads((tmp_path / "o.json").read_text())
+    n = report["samples"]
     assert report["partial"]
-    assert 0 < report["samples"] < 20_000
-    assert report["models"][0]["count"] == report["samples"]
-    assert f"Interrupted: this is of {report['samples']:,} of 20,000 samples." in err
-    assert "p99.9" in out
+    assert batches <= n <= batches + 3, "what threads were reading"
+    p, q = (torch.from_numpy(np.load(files[name])) for name in ("full", "noisy"))
+    agree(report["models"][0], expected(p[:n], q[:n]))
+    assert f"Interrupted: this is of {n} of 60 samples." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "p99.9" in done.stdout
+
+
+def test_a_second_ctrl_c_ends_it(files, tmp_path):
+    code = INTERRUPTED.replace(
+        "os.kill(os.getpid(), signal.SIGINT)", "[signal.raise_signal(signal.SIGINT) for _ in '12']"
+    )
+    command = [sys.executable, "-c", code, "3", "compare", str(files["full"]), str(files["noisy"])]
+    command += ["--input-format", "logits", "--batch-rows", "24", "--json", "o.json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    p = logits_of(40, 6)
+    paths = [save(p, folder / "p.npy")]
+    for k in range(30):
+        name = f"q{k:02}" if k % 3 else f"meta-llama-3.1-8B-Instruct-GGUF-Q{k}_K_M-imatrix-of-a-long-name"
+        paths.append(save(p + 0.01 * (k + 1) * logits_of(40, 6, seed=k + 1), folder / f"{name}.npy"))
+    (folder / "labels.txt").write_text("\n".join("ab"[k % 2] for k in range(40)))
+    return [*paths, "--groups", folder / "labels.txt"]
+
+
+class TestManyModels:
+    @pytest.mark.parametrize("width", [80, 160])
+    def test_a_row_a_model(self, many, width, monkeypatch):
+        monkeypatch.setenv("COLUMNS", str(width))
+        report = report_of(*many)
+        shown = run(*many).stdout
+        assert max(map(len, shown.splitlines())) <= width
+        cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line[:1] == "│"]
+        heads = [[cell.strip() for cell in line.split("┃")[1:-1]] for line in shown.splitlines() if line[:1] == "┃"]
+        labels = [label for head in heads for label in head[1:]]
+        for label in ("mean", "95 % interval", "more than the best", "p99.9", "agreement", "count"):
+            assert labels.count(label) == 1
+        for model in report["models"]:
+            rows = [row for row in cells if row[0] and model["name"].startswith(row[0])]
+            assert f"{model['mean']:.4g}" in [cell for row in rows for cell in row]
+            assert f"{model['p99_9']:.4g}" in [cell for row in rows for cell in row], "no number is folded"
+
+    def test_in_markdown(self, many):
+        report = report_of(*many)
+        lines = run(*many, "--markdown").stdout.splitlines()
+        head = next(line for line in lines if line.startswith("| model | mean | 95 % interval |"))
+        for model in report["models"]:
+            line = next(line for line in lines if line.startswith(f"| {model['name']} | {model['mean']:.4g} |"))
+            assert line.count("|") == head.count("|")
+        assert "| model | a | b |" in lines
+
+    def test_few_models_are_columns(self, many, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        shown = run(*many[:3]).stdout
+        assert sum("meta-llama" in line for line in shown.splitlines()) == 1
+        assert shown.count("┏") == 1
+
+    def test_many_groups_and_many_models(self, many, tmp_path, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        (tmp_path / "labels.txt").write_text("\n".join(f"group {k}" for k in range(40)))
+        report = report_of(*many[:-1], tmp_path / "labels.txt")
+        shown = run(*many[:-1], tmp_path / "labels.txt").stdout
+        assert max(map(len, shown.splitlines())) <= 80
+        for model in report["models"]:
+            assert f"{model['groups']['group 39']['mean']:.4g}" in shown
 
 
 def test_masks_of_large_numbers_are_masks(tmp_path):

@@ -5,6 +5,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 import klmetric
 
 ROOT = Path(__file__).parent.parent
@@ -43,3 +45,26 @@ def test_the_callback_says_what_to_install():
 
 def test_typed():
     assert (Path(klmetric.__file__).parent / "py.typed").exists()
+
+
+def test_names_are_imported_when_they_are_used():
+    code = (
+        "import sys, klmetric\n"
+        "assert not {'torch', 'torchmetrics', 'numpy'} & set(sys.modules)\n"
+        "assert {*klmetric.__all__, 'distributed', 'functional', 'metric', 'summary'} <= set(dir(klmetric))\n"
+        "assert klmetric.distributed.real_samples.__module__ == 'klmetric.distributed'\n"
+        "import pickle\n"
+        "from klmetric import *\n"
+        "assert klmetric.KLDivergence is KLDivergence is vars(klmetric)['KLDivergence']\n"
+        "assert type(pickle.loads(pickle.dumps(KLDivergence()))) is KLDivergence\n"
+        "assert kl_divergence.__module__ == 'klmetric.functional'\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_name_that_there_is_not():
+    with pytest.raises(AttributeError, match="module 'klmetric' has no attribute 'KLDivergense'"):
+        klmetric.KLDivergense  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'kl_div' from 'klmetric'"):
+        exec("from klmetric import kl_div")

@@ -1,8 +1,32 @@
 """The KL divergence as a metric you can trust."""
 
 from klmetric._version import __version__
-from klmetric.functional import kl_divergence
-from klmetric.metric import KLDivergence
-from klmetric.summary import KLDivergenceSummary
+
+TYPE_CHECKING = False  # type checkers take it for True; that of typing costs an import
+
+if TYPE_CHECKING:
+    from klmetric.functional import kl_divergence
+    from klmetric.metric import KLDivergence
+    from klmetric.summary import KLDivergenceSummary
+else:
+    # Imported when they are asked for: the command answers to its arguments without torch, which takes seconds. Hidden
+    # from type checkers, which would take any name for one of these.
+    _HOMES = {"KLDivergence": "metric", "KLDivergenceSummary": "summary", "kl_divergence": "functional"}
+    _MODULES = ("distributed", "functional", "metric", "summary")
+
+    def __getattr__(name):
+        from importlib import import_module
+
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *_HOMES, *_MODULES})
+
 
 __all__ = ["KLDivergence", "KLDivergenceSummary", "__version__", "kl_divergence"]

@@ -1,6 +1,7 @@
 """The command line. Exit status: 0 done, 1 a result that was asked to fail on, 2 bad input, 130 interrupted."""
 
-import re
+import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,9 +9,11 @@ import typer
 from typer.core import TyperCommand
 
 from klmetric import __version__
+from klmetric.arguments import LIMIT, Arguments, check
+from klmetric.ending import BAD_INPUT, INTERRUPTED, leave_with_processes
+from klmetric.input_error import InputError
 
-# A value of the report and a number, and the options that take them.
-LIMIT = re.compile(r"(?P<key>[a-z][\w.]*)=(?P<limit>\S+)")
+# The options that take limits.
 LIMITING = ("--fail-above", "--fail-below")
 
 OUT = Path("runs/demo")
@@ -67,11 +70,12 @@ def demo(
     student learns the teacher's distribution under Lightning, on several processes, while the callback logs val_kl
     every epoch. Then the best checkpoint is evaluated with one process and with several: the same number.
     """
+    leave_with_processes()
     try:
         from klmetric.demo import run
     except ModuleNotFoundError as error:
         typer.echo(f"The demo needs {error.name}: pip install 'klmetric[demo]'", err=True)
-        raise typer.Exit(2) from error
+        raise typer.Exit(BAD_INPUT) from error
     run(devices, epochs, seed, out)
 
 
@@ -152,11 +156,23 @@ def compare_command(
     than the best" is of the same rows, and so known better than the means themselves. Exit status: 0 done, 1 a limit
     is exceeded, 2 bad input, 130 interrupted (what was measured until then is reported).
     """
-    try:
-        from klmetric.compare_command import Arguments, run_compare
-    except ModuleNotFoundError as error:
-        typer.echo(f"compare needs {error.name}: pip install 'klmetric[compare]'", err=True)
-        raise typer.Exit(2) from error
     given = {**locals(), "paths": [Path(reference), *map(Path, models)]}
-    arguments = {name: given[name] for name in Arguments.__annotations__}
-    raise typer.Exit(run_compare(Arguments(**arguments)))
+    arguments = Arguments(**{name: given[name] for name in Arguments.__annotations__})
+    try:
+        check(arguments)
+        try:
+            from klmetric.compare_command import run_compare
+        except ModuleNotFoundError as error:
+            raise InputError(f"compare needs {error.name}: pip install 'klmetric[compare]'.") from error
+        status = run_compare(arguments)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        status = INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        is_expected = isinstance(error, InputError)
+        text = f"{error}" if is_expected else f"{type(error).__name__}: {error} (Unexpected: --debug shows where.)"
+        print(f"Error: {text}", file=sys.stderr)
+        status = BAD_INPUT
+    raise typer.Exit(status)

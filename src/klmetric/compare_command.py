@@ -1,16 +1,12 @@
-"""`klmetric compare`: from the arguments to the exit status."""
+"""`klmetric compare`: from the arguments, which have been checked, to the exit status."""
 
 import io
-import math
 import os
-import re
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,77 +27,34 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from klmetric.arguments import Arguments, limits_of, options_of, quantile_of
 from klmetric.beside import labels_of, weights_of
-from klmetric.cli import LIMIT
 from klmetric.compare import Comparison, Task, empty, measure_share, merge_over_processes
-from klmetric.options import FORMATS, Options, check_base, check_choice, check_options, unit_name
-from klmetric.report import as_dict, exceeded, show, to_csv, to_json, to_markdown
+from klmetric.ending import BAD_INPUT, DONE, FAILED, INTERRUPTED, ctrl_c, discard_output
+from klmetric.options import Options, unit_name
+from klmetric.picture import draw_several
+from klmetric.report import PAGE, as_dict, exceeded, show, to_csv, to_json, to_markdown
 from klmetric.saved import Choice, InputError, Saved, in_the_order_of, open_saved
-from klmetric.summary import QUANTILES, quantile_name
-
-PICTURES = (".png", ".svg", ".pdf")
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What the command was given; see `klmetric compare --help`."""
-
-    paths: list[Path]  # of the reference and the models
-    input_format: str | None
-    key: str | None
-    columns: list[str] | None
-    header: bool | None
-    id_column: str | None
-    documents: bool | None
-    classes: int | None
-    direction: str
-    temperature: float
-    eps: float
-    base: float | None
-    mask: Path | None
-    weight: Path | None
-    groups: Path | None
-    worst: int
-    fail_above: list[str] | None
-    fail_below: list[str] | None
-    json_file: Path | None
-    csv_file: Path | None
-    plot_file: Path | None
-    markdown: bool
-    limit: int | None
-    batch_rows: int | None
-    nan_strategy: str
-    no_check: bool
-    debug: bool
+from klmetric.summary import QUANTILES
+from klmetric.whole import write_whole
 
 
 def run_compare(arguments: Arguments) -> int:
-    """Do what the command says, and return its exit status."""
-    _make_printable()
-    try:
-        with _processes() as (rank, processes):
-            return _run(arguments, rank, processes)
-    except Exception as error:
-        if arguments.debug:
-            traceback.print_exc()
-        is_expected = isinstance(error, InputError)
-        text = f"{error}" if is_expected else f"{type(error).__name__}: {error} (Unexpected: --debug shows where.)"
-        Console(stderr=True, soft_wrap=True).print(Text(f"Error: {text}"))
-        return BAD_INPUT
+    """Do what the command says, and return its exit status.
+
+    Raises:
+        InputError: for what cannot be measured, or written.
+    """
+    with _processes() as (rank, processes):
+        return _run(arguments, rank, processes)
 
 
 def _run(arguments: Arguments, rank: int, processes: int) -> int:
-    above, below = _limits(arguments.fail_above, min), _limits(arguments.fail_below, max)
+    above, below = limits_of(arguments)
     task = _task(arguments, {**above, **below})
     names = _names(arguments.paths[1:])
-    for file in (arguments.json_file, arguments.csv_file, arguments.plot_file):
-        if file is not None and str(file) != "-" and not file.resolve().parent.is_dir():
-            raise InputError(f"The folder of a file to write must be there. Got {file}. Make {file.parent} first.")
-        if file is not None and file.is_dir():
-            raise InputError(f"A report must go into a file. Got {file}, which is a folder.")
-    if arguments.plot_file is not None and arguments.plot_file.suffix not in PICTURES:
-        raise InputError(f"--plot must name a picture, {', '.join(PICTURES)}. Got {arguments.plot_file}.")
+    if arguments.plot_file is not None:
+        _pyplot()  # which may be missing
     result = empty(task)
     failure: InputError | None = None
     with _interruptible() as is_interrupted, _progress(result, rank, processes) as advance:
@@ -118,14 +71,18 @@ def _run(arguments: Arguments, rank: int, processes: int) -> int:
     if rank:
         return _status(result, [])
     if not result.samples:
-        Console(stderr=True).print("Interrupted before a sample was measured.")
+        print("Interrupted. No sample was measured.", file=sys.stderr)
         return INTERRUPTED
     report = as_dict(result, names, _more_options(arguments))
     found = exceeded(report, above, below)
     report["limits"] = {"above": above, "below": below, "failed": found}
-    _write(arguments, report, result, names)
+    faults = _write(arguments, report, result, names)
+    if result.is_partial:
+        print(f"Interrupted: this is of {result.samples:,} of {result.task.samples:,} samples.", file=sys.stderr)
     for sentence in found:
-        Console(stderr=True, soft_wrap=True).print(Text(f"Failed: {sentence}"))
+        print(f"Failed: {sentence}", file=sys.stderr)
+    if faults:
+        raise InputError("\n".join(faults))
     return _status(result, found)
 
 
@@ -145,17 +102,9 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def _make_printable() -> None:
-    """Names of files may be anything, and there may be nowhere to print to."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif type(stream) is io.TextIOWrapper:
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _write(arguments: Arguments, report: dict[str, Any], result: Comparison, names: list[str]) -> None:
+def _write(arguments: Arguments, report: dict[str, Any], result: Comparison, names: list[str]) -> list[str]:
+    """Print and write all that can be, and return what is to be said of the rest."""
+    faults = []
     try:
         if str(arguments.json_file) == "-":
             sys.stdout.write(to_json(report))
@@ -163,84 +112,61 @@ def _write(arguments: Arguments, report: dict[str, Any], result: Comparison, nam
             sys.stdout.write(to_markdown(report))
         else:
             # In a file or a pipe there is room.
-            width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+            width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PAGE
             show(report, _Console(width=width, emoji=False))
         sys.stdout.flush()
-    except BrokenPipeError:  # as of `| head`, which has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or Python tries once more at its end
-    for file, text in ((arguments.json_file, to_json), (arguments.csv_file, to_csv)):
-        if file is not None and str(file) != "-":
-            file.write_bytes(text(report).encode("utf-8", "backslashreplace"))
-    if arguments.plot_file is not None:
-        _plot(arguments.plot_file, result, names, [model["name"] for model in report["models"]])
-    if result.is_partial:
-        Console(stderr=True, soft_wrap=True).print(
-            f"Interrupted: this is of {result.samples:,} of {result.task.samples:,} samples."
-        )
+    except OSError as error:
+        if told := discard_output(error):
+            faults.append(told)
+    plot = arguments.plot_file
+    files: list[tuple[Path | None, Callable[[], bytes]]] = [
+        (arguments.json_file, lambda: _encoded(to_json(report))),
+        (arguments.csv_file, lambda: _encoded(to_csv(report))),
+        (plot, lambda: _picture(plot.suffix if plot else "", result, names, report)),
+    ]
+    for path, content in files:
+        if path is not None and str(path) != "-":
+            try:
+                write_whole(path, content())
+            except InputError as error:
+                faults.append(str(error))
+    return faults
 
 
-def _plot(path: Path, result: Comparison, names: list[str], sorted_names: list[str]) -> None:
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _pyplot() -> Any:
     try:
         import matplotlib as mpl
 
         mpl.use("agg")
-        from matplotlib import pyplot as plt
-
-        from klmetric.picture import draw_several
+        from matplotlib import pyplot
     except ModuleNotFoundError as error:
         raise InputError("--plot needs matplotlib: pip install 'klmetric[compare]'.") from error
+    return pyplot
+
+
+def _picture(suffix: str, result: Comparison, names: list[str], report: dict[str, Any]) -> bytes:
     models = {}
     summaries = {name: measured.summary for name, measured in zip(names, result.models, strict=True)}
-    for name in sorted_names:  # as in the table
+    for name in (model["name"] for model in report["models"]):  # in the order of the table
         summary = summaries[name]
         models[name] = (summary._divergences(summary.totals), summary.compute()["mean"].item())
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    pyplot, file = _pyplot(), io.BytesIO()
+    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     draw_several(axis, models, result.unit, unit_name(result.task.base))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figure.savefig(file, dpi=150, format=suffix.removeprefix("."))
+    pyplot.close(figure)
+    return file.getvalue()
 
 
 # --- From the arguments to the task
 
 
-_COUNTS = ("count", "infinite", "invalid")
-
-
-def _limits(given: list[str] | None, tightest: Callable[[float, float], float]) -> dict[str, float]:
-    """The limit of each value."""
-    parsed: dict[str, float] = {}
-    for text in (part for limit in given or [] for part in re.split(r"[,\s]+", limit.strip())):
-        match = LIMIT.fullmatch(text)
-        try:
-            # p99.9 as the table has it, or p99_9 as the report has it.
-            key, limit = (match["key"].replace(".", "_"), float(match["limit"])) if match else ("", math.nan)
-        except ValueError:
-            key, limit = "", math.nan
-        if not key or math.isnan(limit):
-            raise InputError(f"A limit must be a value and a number, as mean=0.01. Got {text!r}.")
-        quantile = _quantile(key)
-        key = key if quantile is None else quantile_name(quantile)
-        if key not in ("mean", "stderr", "low", "high", "max", "agreement", *_COUNTS) and quantile is None:
-            raise InputError(
-                f"A limit must be of mean, stderr, low, high, max, agreement, {', '.join(_COUNTS)}, or of a quantile,"
-                f" as p99_9. Got {key!r}."
-            )
-        parsed[key] = tightest(parsed.get(key, limit), limit)
-    return parsed
-
-
-def _quantile(key: str) -> float | None:
-    """The quantile that a key names."""
-    if not re.fullmatch(r"p\d+(_\d+)?", key):
-        return None
-    share = Decimal(key[1:].replace("_", ".")) / 100
-    return float(share) if share <= 1 else None
-
-
 def _task(arguments: Arguments, limits: dict[str, float]) -> Task:
     columns = arguments.columns or []
-    if len(columns) > 2:
-        raise InputError(f"--columns must be given once, or twice: for the reference, and the models. Got {columns}.")
     choice = Choice(
         arguments.key,
         next(iter(columns), None),
@@ -267,7 +193,7 @@ def _task(arguments: Arguments, limits: dict[str, float]) -> Task:
         models = [in_the_order_of(reference.ids, model) for model in models]
     for model in models:
         _check_lengths(reference, model)
-    quantiles = sorted({*QUANTILES, *(q for key in limits if (q := _quantile(key)) is not None)})
+    quantiles = sorted({*QUANTILES, *(q for key in limits if (q := quantile_of(key)) is not None)})
     groups = arguments.groups
     labels, label_names = (None, []) if groups is None else labels_of(groups, reference, arguments.id_column)
     return Task(
@@ -288,24 +214,12 @@ def _task(arguments: Arguments, limits: dict[str, float]) -> Task:
 
 
 def _options(arguments: Arguments, every: list[Saved]) -> Options:
-    pair = [part.strip() for part in (arguments.input_format or "").split(",") if part.strip()]
-    if not pair:
-        unknown = next((saved for saved in every if saved.input_format is None), None)
-        if unknown is not None:
-            raise InputError(
-                f"--input-format must say what the files hold: logits, log_probs or probs. Got none. {_hint(unknown)}"
-            )
-        pair = ["log_probs"]
-    try:
-        for one in pair:
-            check_choice("--input-format", one, FORMATS)
-        check_choice("--nan-strategy", arguments.nan_strategy, ("error", "ignore"))
-        check_base(arguments.base)
-        formats: Any = (pair[0], pair[-1]) if len(pair) <= 2 else pair
-        rest: Any = (arguments.direction, arguments.temperature, arguments.eps, arguments.nan_strategy)
-        return check_options(False, formats, -1, *rest)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    unknown = next((saved for saved in every if saved.input_format is None), None)
+    if not (arguments.input_format or "").strip(" ,") and unknown is not None:
+        raise InputError(
+            f"--input-format must say what the files hold: logits, log_probs or probs. Got none. {_hint(unknown)}"
+        )
+    return options_of(arguments)
 
 
 def _hint(saved: Saved) -> str:
@@ -437,11 +351,9 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         is_interrupted = True
         signal.signal(signal.SIGINT, before)
 
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
+    before = signal.getsignal(signal.SIGINT)
+    with ctrl_c(interrupt):
         yield lambda: is_interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _Rate(ProgressColumn):

@@ -3,13 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Literal, TypeAlias
 from zlib import crc32
-
-import numpy as np
-import torch
-from torch import Tensor
 
 Format: TypeAlias = Literal["probs", "log_probs", "logits"]
 Direction: TypeAlias = Literal["forward", "reverse", "jeffreys"]
@@ -99,6 +96,13 @@ def unit_name(base: float | None) -> str:
     return "nats" if base is None else "bits" if base == 2 else f"base {base:g}"
 
 
+def quantile_name(q: float) -> str:
+    """The name of a quantile, from the digits of its percentage: p50, p99_9."""
+    percent = format(Decimal(str(abs(q))) * 100, "f")
+    percent = percent.rstrip("0").rstrip(".") if "." in percent else percent
+    return "p" + percent.replace(".", "_")
+
+
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise unless `value` is one of `allowed`, with the nearest of them as the likely fix."""
     if isinstance(value, str) and value in allowed:
@@ -110,6 +114,8 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
 
 def _formats(log_prob: bool, input_format: Format | tuple[Format, Format] | None) -> tuple[Format, Format]:
     if not isinstance(log_prob, bool):
+        from torch import Tensor  # as in `as_number`
+
         if isinstance(log_prob, Tensor):
             hint = " Data go to metric.update(p, q), or to the function kl_divergence(p, q)."
             raise TypeError(f"`log_prob` must be a bool. Got a tensor.{hint}")
@@ -137,8 +143,14 @@ def as_number(name: str, value: object) -> float | None:
     Raises:
         TypeError: for a tensor that requires a gradient: none would come back.
     """
+    if type(value) is int or type(value) is float:
+        return value
+    # Here, because the command checks its options without them.
+    import numpy as np
+    import torch
+
     is_short = False
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         if value.requires_grad:
             raise TypeError(
                 f"`{name}` must be a number: no gradient flows into it. Got a tensor that requires grad. Give"

@@ -5,8 +5,10 @@ import io
 import json
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +21,10 @@ from klmetric.summary import KLDivergenceSummary
 
 # Of a normal distribution, this many standard deviations on either side hold 95 %.
 Z = 1.96
+# Longer names of columns and rows may be folded, and tables with more lines are not turned.
+SHORTEST, LONGEST = 12, 30
+# The width of a page, in characters: where nothing says how wide it is, and in Markdown.
+PAGE = 160
 
 Value = dict[str, Any]
 
@@ -214,7 +220,7 @@ def _number(x: float) -> str:
     return f"{x:,}" if isinstance(x, int) else f"{x:.4g}"
 
 
-def _sections(report: Value) -> list[tuple[str, list[str], list[list[str]]]]:
+def _sections(report: Value) -> list[tuple[str, list[str], "Lines"]]:
     """Every table: its title, its head and its lines."""
     models = report["models"]
     names = [model["name"] for model in models]
@@ -275,14 +281,15 @@ def _notes(report: Value) -> list[str]:
 
 
 def show(report: Value, console: Console) -> None:
-    """Print the tables."""
+    """Print the tables, so that they fit."""
     for title, head, lines in _sections(report):
-        table = Table(title=escape(title), title_justify="left")
-        for k, text in enumerate(head):
-            table.add_column(escape(text), justify="left" if k == 0 else "right", overflow="fold")
-        for line in lines:
-            table.add_row(*map(escape, line))
-        console.print(table)
+        for part, (names, values) in enumerate(_fitted(head, lines, console.width)):
+            table = Table(title=None if part else escape(title), title_justify="left")
+            for k, text in enumerate(names):
+                table.add_column(escape(text), justify="left" if k == 0 else "right", overflow="fold")
+            for line in values:
+                table.add_row(*map(escape, line))
+            console.print(table)
     for note in _notes(report):
         console.print(Text(note))
 
@@ -291,7 +298,48 @@ def to_markdown(report: Value) -> str:
     """As tables of Markdown."""
     blocks = []
     for title, head, lines in _sections(report):
+        if not _fits(head, lines, PAGE):
+            head, lines = _turned(head, lines)  # in one piece: what shows Markdown can scroll
         rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
         blocks.append(f"**{title}**\n\n{table}\n")
     return "\n".join([*blocks, *(f"{note}\n" for note in _notes(report))])
+
+
+# --- Tables that fit: of many models, a row a model
+
+Lines = list[list[str]]
+
+
+def _turned(head: list[str], lines: Lines) -> tuple[list[str], Lines]:
+    """Rows for columns."""
+    first, *rest = map(list, zip(["model", *head[1:]], *lines, strict=True))
+    return first, rest
+
+
+def _fitted(head: list[str], lines: Lines, width: int) -> Iterator[tuple[list[str], Lines]]:
+    """The table; or if it is too wide, turned; or if that is, in parts with some of the columns."""
+    if not _fits(head, lines, width) and len(lines) <= LONGEST:
+        head, lines = _turned(head, lines)
+    begin = 1
+    while begin < len(head):
+        end = begin + 1
+        while end < len(head) and _fits(*_part(head, lines, begin, end + 1), width):
+            end += 1
+        yield _part(head, lines, begin, end)
+        begin = end
+
+
+def _part(head: list[str], lines: Lines, begin: int, end: int) -> tuple[list[str], Lines]:
+    return [head[0], *head[begin:end]], [[line[0], *line[begin:end]] for line in lines]
+
+
+def _fits(head: list[str], lines: Lines, width: int) -> bool:
+    """Whether it does with its numbers whole. Names may be folded, within reason."""
+    columns = [list(column) for column in zip(*lines, strict=True)]
+    first = min(max(map(cell_len, [head[0], *columns[0]])), max(width // 4, SHORTEST))
+    others = [
+        max(min(cell_len(name), SHORTEST), *map(cell_len, column))
+        for name, column in zip(head[1:], columns[1:], strict=True)
+    ]
+    return first + sum(others) + 3 * len(head) + 1 <= width

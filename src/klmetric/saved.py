@@ -24,11 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klmetric.input_error import InputError as InputError
+from klmetric.input_error import check_is_there
 from klmetric.options import Format
-
-
-class InputError(Exception):
-    """Input that cannot be measured: the rule, what arrived, and what to do."""
 
 
 class HeaderError(InputError):
@@ -132,8 +130,7 @@ def open_saved(path: Path, choice: Choice) -> Saved:
     Raises:
         InputError: if there is no array in it that can be read.
     """
-    if not path.exists():
-        raise InputError(f"There must be a file or a folder at {path}. Got nothing.")
+    check_is_there(path)
     if index := _index_of(path):
         files = _shards_of_index(index)
     else:

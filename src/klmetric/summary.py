@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,17 @@ from klmetric import histogram, sketch, totals
 from klmetric.accumulator import Accumulator
 from klmetric.histogram import Histogram
 from klmetric.inputs import Rows
-from klmetric.options import Direction, Format, NanStrategy, as_int, as_number, check_choice, check_options, unit_name
+from klmetric.options import (
+    Direction,
+    Format,
+    NanStrategy,
+    as_int,
+    as_number,
+    check_choice,
+    check_options,
+    quantile_name,
+    unit_name,
+)
 from klmetric.single import Take, refuse
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -247,10 +256,3 @@ def _check_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"`quantiles` must differ. Got {quantiles!r}.")
     return tuple(numbers)
-
-
-def quantile_name(q: float) -> str:
-    """The name of a quantile, from the digits of its percentage: p50, p99_9."""
-    percent = format(Decimal(str(abs(q))) * 100, "f")
-    percent = percent.rstrip("0").rstrip(".") if "." in percent else percent
-    return "p" + percent.replace(".", "_")

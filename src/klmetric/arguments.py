@@ -1,0 +1,137 @@
+"""What `klmetric compare` was given, checked as far as can be without torch, whose import takes seconds."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from klmetric.input_error import InputError, check_is_there
+from klmetric.options import FORMATS, Options, check_base, check_choice, check_options, quantile_name
+from klmetric.whole import try_place
+
+PICTURES = (".png", ".svg", ".pdf")
+# A value of the report and a number.
+LIMIT = re.compile(r"(?P<key>[a-z][\w.]*)=(?P<limit>\S+)")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command was given; see `klmetric compare --help`."""
+
+    paths: list[Path]  # of the reference and the models
+    input_format: str | None
+    key: str | None
+    columns: list[str] | None
+    header: bool | None
+    id_column: str | None
+    documents: bool | None
+    classes: int | None
+    direction: str
+    temperature: float
+    eps: float
+    base: float | None
+    mask: Path | None
+    weight: Path | None
+    groups: Path | None
+    worst: int
+    fail_above: list[str] | None
+    fail_below: list[str] | None
+    json_file: Path | None
+    csv_file: Path | None
+    plot_file: Path | None
+    markdown: bool
+    limit: int | None
+    batch_rows: int | None
+    nan_strategy: str
+    no_check: bool
+    debug: bool
+
+
+def check(arguments: Arguments) -> None:
+    """Raise an InputError for what is wrong whatever the files hold, and where a report cannot be written."""
+    limits_of(arguments)
+    options_of(arguments)
+    if arguments.columns is not None and len(arguments.columns) > 2:
+        raise InputError(
+            f"--columns must be given once, or twice: for the reference, and the models. Got {arguments.columns}."
+        )
+    beside = {"--mask": arguments.mask, "--weight": arguments.weight, "--groups": arguments.groups}
+    named = [*((None, path) for path in arguments.paths), *beside.items()]
+    read = [path for _, path in named if path is not None]
+    for option, path in named:
+        if path is not None:
+            check_is_there(path, option)
+    written = [path for path in (arguments.json_file, arguments.csv_file, arguments.plot_file) if path is not None]
+    written = [path for path in written if str(path) != "-"]
+    if arguments.plot_file is not None and arguments.plot_file.suffix not in PICTURES:
+        raise InputError(f"--plot must name a picture, {', '.join(PICTURES)}. Got {arguments.plot_file}.")
+    for path in written:
+        if not path.resolve().parent.is_dir():
+            raise InputError(f"The folder of a file to write must be there. Got {path}. Make {path.parent} first.")
+        if path.is_dir():
+            raise InputError(f"A report must go into a file. Got {path}, which is a folder.")
+        if any(path.is_file() and path.samefile(other) for other in read):
+            raise InputError(f"A report must not take the place of what it is about. Got {path} for both.")
+    for path, other in combinations(written, 2):
+        if path.resolve() == other.resolve() and (path.is_file() or not path.exists()):
+            raise InputError(f"Each report must go into a file of its own. Got {path} for two.")
+    for path in written:
+        try_place(path)
+
+
+def limits_of(arguments: Arguments) -> tuple[dict[str, float], dict[str, float]]:
+    """The limits of the values above which, and below which, the command fails."""
+    return _limits(arguments.fail_above, min), _limits(arguments.fail_below, max)
+
+
+def options_of(arguments: Arguments) -> Options:
+    """What is measured of a row. Without a format, files must know their own, which are log-probabilities."""
+    pair = [part.strip() for part in (arguments.input_format or "").split(",") if part.strip()] or ["log_probs"]
+    try:
+        for one in pair:
+            check_choice("--input-format", one, FORMATS)
+        check_choice("--nan-strategy", arguments.nan_strategy, ("error", "ignore"))
+        check_base(arguments.base)
+        formats: Any = (pair[0], pair[-1]) if len(pair) <= 2 else pair
+        rest: Any = (arguments.direction, arguments.temperature, arguments.eps, arguments.nan_strategy)
+        return check_options(False, formats, -1, *rest)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+_COUNTS = ("count", "infinite", "invalid")
+
+
+def _limits(given: list[str] | None, tightest: Callable[[float, float], float]) -> dict[str, float]:
+    """The limit of each value."""
+    parsed: dict[str, float] = {}
+    for text in (part for limit in given or [] for part in re.split(r"[,\s]+", limit.strip())):
+        match = LIMIT.fullmatch(text)
+        try:
+            # p99.9 as the table has it, or p99_9 as the report has it.
+            key, limit = (match["key"].replace(".", "_"), float(match["limit"])) if match else ("", math.nan)
+        except ValueError:
+            key, limit = "", math.nan
+        if not key or math.isnan(limit):
+            raise InputError(f"A limit must be a value and a number, as mean=0.01. Got {text!r}.")
+        quantile = quantile_of(key)
+        key = key if quantile is None else quantile_name(quantile)
+        if key not in ("mean", "stderr", "low", "high", "max", "agreement", *_COUNTS) and quantile is None:
+            raise InputError(
+                f"A limit must be of mean, stderr, low, high, max, agreement, {', '.join(_COUNTS)}, or of a quantile,"
+                f" as p99_9. Got {key!r}."
+            )
+        parsed[key] = tightest(parsed.get(key, limit), limit)
+    return parsed
+
+
+def quantile_of(key: str) -> float | None:
+    """The quantile that a key names."""
+    if not re.fullmatch(r"p\d+(_\d+)?", key):
+        return None
+    share = Decimal(key[1:].replace("_", ".")) / 100
+    return float(share) if share <= 1 else None

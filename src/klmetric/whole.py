@@ -1,0 +1,83 @@
+"""Files that are written whole or not at all: beside their place, and then put into it."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+
+from klmetric.ending import ctrl_c
+from klmetric.input_error import InputError
+
+# As much as a report may take, or its picture.
+TRIED = 2**18
+
+
+def try_place(path: Path) -> None:
+    """Write beside a place as much as a report takes, and take it away again.
+
+    Raises:
+        InputError: if nothing can be written there.
+    """
+    place = _place_of(path)
+    with _told_of(path, "Name another file."):
+        if place.is_file():
+            place.open("r+b").close()  # may it be written over?
+        if _is_replaced(place):
+            with _beside(place, bytes(TRIED)):
+                pass
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, in the place of what is there. If that fails, what is there stays as it is.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    place = _place_of(path)
+    with _told_of(path, "It is as it was before."):
+        if not _is_replaced(place):
+            place.write_bytes(data)
+            return
+        with _beside(place, data) as new:
+            if place.exists():
+                before = place.stat()
+                if hasattr(os, "chown"):
+                    with suppress(PermissionError):
+                        os.chown(new, before.st_uid, before.st_gid)
+                new.chmod(before.st_mode & 0o7777)
+            os.replace(new, place)
+
+
+def _place_of(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # where it is a link, it stays one
+
+
+def _is_replaced(place: Path) -> bool:
+    """Not a device or a pipe, into which one can only write."""
+    return place.is_file() or not place.exists()
+
+
+@contextmanager
+def _beside(place: Path, data: bytes) -> Iterator[Path]:
+    """A file with these data in the same folder, for a while."""
+    new = place.with_name(f".klmetric-{token_hex(8)}.tmp")
+    with ctrl_c(signal.default_int_handler):  # an exception, so that it is taken away
+        try:
+            with new.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # where room is given only now, it may lack only now
+            yield new
+        finally:
+            new.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told_of(path: Path, hint: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"A report must go where it can be written. Got {path}: {reason}. {hint}") from error
