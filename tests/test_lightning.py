@@ -25,8 +25,9 @@ from torchmetrics import MetricCollection, MinMaxMetric
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 
 from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
-from klmetric.lightning import KLDivergenceCallback, _loaders
-from klmetric.running import Running
+from klmetric.lightning import KLDivergenceCallback
+from klmetric.lightning.loaders import loaders_of
+from klmetric.lightning.running import Running
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:GPU available")
 
@@ -181,12 +182,12 @@ class TestLogging:
         ids=["one", "list of one", "list", "nested list", "dict of one", "nested", "mixed", "odd"],
     )
     def test_names_of_dataloaders(self, tree, suffixes):
-        assert list(_loaders("test", evaluation_of(tree))) == suffixes
+        assert list(loaders_of("test", evaluation_of(tree))) == suffixes
 
     @pytest.mark.parametrize("tree", [{"a": {"b": 0}, "a/b": 0}, {1: 0, "1": 0}])
     def test_names_of_dataloaders_that_collide(self, tree):
         with pytest.raises(ValueError, match=r"and must differ. Got more than one '(a/b|1)'. Rename one of the keys."):
-            _loaders("test", evaluation_of(tree))
+            loaders_of("test", evaluation_of(tree))
 
     def test_reloaded_dataloaders(self, tmp_path):
         class Reloads(Fixed):
@@ -836,9 +837,9 @@ class TestPadding:
     def test_a_batch_of_several_dataloaders(self):
         data = loader(7).dataset
         padded = DataLoader(data, sampler=DistributedSampler(data, num_replicas=2, rank=1))
-        assert _loaders("test", evaluation_of([padded, 0]))["/dataloader_idx_0"] is padded
+        assert loaders_of("test", evaluation_of([padded, 0]))["/dataloader_idx_0"] is padded
         with pytest.warns(UserWarning, match="A batch combines several dataloaders, so the samples that"):
-            assert _loaders("test", evaluation_of({"a": padded, "b": 0}, "max_size")) == {"": None}
+            assert loaders_of("test", evaluation_of({"a": padded, "b": 0}, "max_size")) == {"": None}
 
     def test_a_skipped_batch_counts_as_seen(self):
         for batches in ({"batch_size": 3}, {"batch_size": None}):

@@ -2,40 +2,23 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 
-from klmetric.distributed import deal_of
+from klmetric.lightning import history
+from klmetric.lightning.framework import PREFIXES, STEPS, Callback, LightningModule, Stage, Trainer
+from klmetric.lightning.loaders import loaders_of, loop_of
+from klmetric.lightning.logging import Reduced, names_in_use, show_in_columns
+from klmetric.lightning.outputs import take
+from klmetric.lightning.running import Running, metrics_of
 from klmetric.metric import KLDivergence
 from klmetric.options import check_choice
-from klmetric.running import Running, metrics_of
 from klmetric.summary import KLDivergenceSummary
-
-try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
-except ModuleNotFoundError:
-    try:
-        from pytorch_lightning import (  # type: ignore[assignment]
-            Callback,
-            LightningModule,
-            Trainer,
-        )
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "klmetric.lightning needs Lightning. Install it with: pip install 'klmetric[lightning]'"
-        ) from error
-
-Stage: TypeAlias = Literal["train", "validate", "test"]
-Source: TypeAlias = str | Callable[[Any, Any], Any]
-
-# The name of each stage in what is logged, as Lightning itself has it.
-PREFIXES: dict[Stage, str] = {"train": "train", "validate": "val", "test": "test"}
-STEPS: dict[Stage, str] = {"train": "training_step", "validate": "validation_step", "test": "test_step"}
 
 
 class KLDivergenceCallback(Callback):
@@ -127,8 +110,8 @@ class KLDivergenceCallback(Callback):
             raise ValueError(f"`name` must have no other field than {{stage}}. Got {name!r}.") from error
         if "train" in stages and len(set(names.values())) < len(stages):
             raise ValueError(f"`name` must tell the stages apart. Got {name!r} for {stages}. Put {{stage}} into it.")
-        if reserved := set(names.values()) & set(_RECORD):
-            raise ValueError(f"`name` must be none of {_RECORD}, which the history has. Got {reserved.pop()!r}.")
+        if reserved := set(names.values()) & set(history.FIELDS):
+            raise ValueError(f"`name` must be none of {history.FIELDS}, which the history has. Got {reserved.pop()!r}.")
         self.metric = metric
         self.p, self.q, self.weight = p, q, weight
         self.stages = tuple(stages)
@@ -200,28 +183,12 @@ class KLDivergenceCallback(Callback):
                 f"There must be a logged value to draw. Got none: no epoch of the stages {self.stages} has ended yet."
                 " Did the Trainer run one of them, with this callback, in this process?"
             )
-        try:
-            from matplotlib import pyplot as plt
-            from matplotlib.ticker import MaxNLocator
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("plot() needs matplotlib: pip install 'klmetric[plot]'") from error
-        ax = plt.subplots(figsize=(6.4, 4.0))[1] if ax is None else ax
-        ends = [(record["stage"], record["epoch"]) for record in self.history]
-        x = "epoch" if len(set(ends)) == len(ends) else "step"
-        logged = {key: value for record in self.history for key, value in record.items() if key not in _RECORD}
+        logged = history.names(self.history)
         if names is None:
             names = [key for key in logged if self._is_divergence(key)]
         if unknown := [name for name in names if name not in logged]:
-            raise ValueError(f"`names` must be of logged values. Got {unknown[0]!r}; there are {list(logged)}.")
-        for name in names:
-            points = [(record[x], record[name]) for record in self.history if name in record]
-            ax.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
-        ax.set_xlabel(x)
-        ax.set_ylabel("KL divergence")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.grid(alpha=0.3)
-        ax.legend()
-        return ax.get_figure(), ax
+            raise ValueError(f"`names` must be of logged values. Got {unknown[0]!r}; there are {logged}.")
+        return history.draw(self.history, names, ax)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing."""
@@ -320,7 +287,7 @@ class KLDivergenceCallback(Callback):
         # One for every dataloader, even if this process gets no batch of it: the others wait for its totals.
         self._running[stage] = [
             Running(self.metric, pl_module.device, loader, self.drop_padding, suffix, first)
-            for suffix, loader in _loaders(stage, trainer).items()
+            for suffix, loader in loaders_of(stage, trainer).items()
         ]
         if stage == "train":
             saved, self._saved = self._saved, None
@@ -359,7 +326,7 @@ class KLDivergenceCallback(Callback):
             running.skip()
             return
         sources = {"p": self.p, "q": self.q} | ({} if self.weight is None else {"weight": self.weight})
-        inputs = {key: _take(key, source, outputs, batch, stage) for key, source in sources.items()}
+        inputs = {key: take(key, source, outputs, batch, stage) for key, source in sources.items()}
         if outputs is None and any(one is None for one in inputs.values()):
             running.skip()
         else:
@@ -379,7 +346,7 @@ class KLDivergenceCallback(Callback):
         name = self._names[stage]
         is_summary = isinstance(self.metric, KLDivergenceSummary)
         record: dict[str, Any] = {"stage": stage, "epoch": trainer.current_epoch, "step": trainer.global_step}
-        taken = _logged(trainer)
+        taken = names_in_use(trainer)
         for key, value in [item for one in values for item in one.items()]:
             if key in taken:
                 raise ValueError(
@@ -389,7 +356,7 @@ class KLDivergenceCallback(Callback):
                 )
             pl_module.log(
                 key,
-                _Reduced(value),
+                Reduced(value),
                 # Of a summary the mean: all of it would fill the screen.
                 prog_bar=self.prog_bar and (not is_summary or key.startswith(f"{name}_mean")),
                 on_step=False,
@@ -400,7 +367,7 @@ class KLDivergenceCallback(Callback):
             )
             record[key] = value.item()
         if len(running) > 1:
-            _show_in_columns(_loop(stage, trainer), running, values)
+            show_in_columns(loop_of(stage, trainer), running, values)
         self.history.append(record)
 
     def _values(self, stage: Stage, running: Running) -> dict[str, Tensor]:
@@ -419,106 +386,3 @@ class KLDivergenceCallback(Callback):
             reason = f"`{STEPS[stage]}` returned nothing for each of them" if running.batches else "there was none"
             warnings.warn(f"No batch was measured: {reason}. So {lost[0]!r} is NaN.", stacklevel=2)
         return values
-
-
-_RECORD = ("stage", "epoch", "step")
-
-
-class _Reduced(Metric):
-    """A value that all processes have already: logged as a plain tensor, Lightning would ask to reduce it again."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__(sync_on_compute=False)
-        self.value = value.detach()
-        self.update()
-
-    def update(self) -> None:
-        """Nothing to add."""
-
-    def compute(self) -> Tensor:
-        """The value."""
-        return self.value
-
-
-def _logged(trainer: Trainer) -> set[str]:
-    """The names of what has been logged in this epoch."""
-    # Not from `trainer.callback_metrics`: to read them computes them, for good, and the module may go on counting.
-    results: Any = trainer._results
-    return {name for one in results.values() if not one.has_reset for name in results._forked_name(one, on_step=False)}
-
-
-def _show_in_columns(loop: Any, running: list[Running], values: list[dict[str, Tensor]]) -> None:
-    """Have the table that Lightning prints show each dataloader's own values in its column.
-
-    It leaves `/dataloader_idx_N` out of the names there, and of several values of one name shows the last.
-    """
-    # A column each for the first dataloader and all others that have a batch.
-    seen = [own for index, (one, own) in enumerate(zip(running, values, strict=True)) if one.batches or index == 0]
-    for own, column in zip(seen, loop._logged_outputs, strict=False):
-        column |= {key: value for one in values for key, value in one.items() if one is not own} | own
-
-
-def _loop(stage: Stage, trainer: Trainer) -> Any:
-    if stage == "train":
-        return trainer.fit_loop
-    if stage == "test":
-        return trainer.test_loop
-    return trainer.validate_loop if trainer.state.fn == "validate" else trainer.fit_loop.epoch_loop.val_loop
-
-
-def _loaders(stage: Stage, trainer: Trainer) -> dict[str, Any]:
-    """The dataloaders that batches of this stage come from, by what is appended to the names of their values."""
-    # Not `trainer.val_dataloaders`: after a fit, that is the loader of the fit even in `trainer.validate`.
-    combined = _loop(stage, trainer)._combined_loader
-    loaders = list(combined.flattened)
-    if stage != "train" and combined._mode == "sequential":
-        suffixes = [
-            "/" + "/".join(map(str, path)) if is_named else f"/dataloader_idx_{index}" if len(loaders) > 1 else ""
-            for index, (path, is_named) in enumerate(_paths(combined.iterables, loaders))
-        ]
-        if twice := [suffix for suffix in suffixes if suffixes.count(suffix) > 1]:
-            raise ValueError(
-                "The keys of the dataloaders name their values, and must differ. Got more than one"
-                f" {twice[0][1:]!r}. Rename one of the keys."
-            )
-        return dict(zip(suffixes, loaders, strict=True))
-    if len(loaders) == 1:
-        return {"": loaders[0]}
-    # Every batch is a combination of all loaders' batches, and no one loader's.
-    if any(deal_of(loader) for loader in loaders):
-        warnings.warn(
-            "A batch combines several dataloaders, so the samples that DistributedSampler repeats cannot be left out:"
-            " they count, and the value depends on the number of processes.",
-            stacklevel=2,
-        )
-    return {"": None}
-
-
-def _paths(tree: Any, leaves: list[Any], path: tuple[Any, ...] = (), is_named: bool = False) -> Iterator[Any]:
-    """The keys and indices that lead to each leaf, and whether there is a key among them."""
-    if any(tree is leaf for leaf in leaves):
-        yield path, is_named
-        return
-    is_mapping = isinstance(tree, Mapping)
-    for key, child in tree.items() if is_mapping else enumerate(tree):
-        yield from _paths(child, leaves, (*path, key), is_named or is_mapping)
-
-
-def _take(key: str, source: Source, outputs: Any, batch: Any, stage: Stage) -> Any:
-    """What `p`, `q` or `weight` stands for in this batch; None for a key where the step returned nothing."""
-    if not isinstance(source, str):
-        return source(outputs, batch)
-    if outputs is None:
-        return None
-    step = STEPS[stage]
-    if not isinstance(outputs, Mapping):
-        raise TypeError(
-            f"`{key}={source!r}` is a key into the dict that `{step}` returns. Got {type(outputs).__name__}."
-            f" Return a dict with {source!r} from the step, or give `{key}` as a callable (outputs, batch)."
-        )
-    if source not in outputs:
-        raise ValueError(
-            f"`{key}={source!r}` must be a key of what `{step}` returns. Got the keys {list(outputs)}."
-            f" Return {source!r} from the step as well, or name another key."
-        )
-    return outputs[source]
