@@ -65,8 +65,8 @@ def main() -> None:
 
 
 def _plain(p: Tensor, q: Tensor) -> Tensor:
+    from klmetric.arithmetic.plain import plain
     from klmetric.options import Options
-    from klmetric.rows import plain
 
     return plain(p, q, Options(input_format=("logits", "logits")))
 

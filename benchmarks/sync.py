@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from side_by_side import report, table
 
-from klmetric import totals
+from klmetric.totals.vector import vector
 
 PROCESSES = (1, 2, 4, 8, 16)
 COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast")
@@ -100,12 +100,12 @@ def work(rank: int, size: int, folder: str, rounds: int) -> None:
 def merging(size: int) -> float:
     """Seconds that a process takes to add up what so many have sent it."""
     parts = (
-        torch.cat([totals.of_rows(torch.rand(100), None) for _ in range(100)]).reshape(100, -1).repeat(size // 100, 1)
+        torch.cat([vector.of_rows(torch.rand(100), None) for _ in range(100)]).reshape(100, -1).repeat(size // 100, 1)
     )
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
-        totals.merge(parts)
+        vector.merge(parts)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
@@ -138,7 +138,7 @@ def main() -> None:
     merges = {size: merging(size) for size in MANY}
     second = table(
         ["processes", "adding up (ms)", "bytes"],
-        [[f"{size:,}", f"{1e3 * seconds:.1f}", f"{size * totals.SIZE * 8:,}"] for size, seconds in merges.items()],
+        [[f"{size:,}", f"{1e3 * seconds:.1f}", f"{size * vector.SIZE * 8:,}"] for size, seconds in merges.items()],
     )
     text = f"{explained}\n\n{table(header, lines)}\n\nWhat klmetric does with the totals of more processes:\n\n{second}"
     report("Sync", text, {"compute": figures, "adding up": merges})

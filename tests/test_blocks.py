@@ -9,8 +9,9 @@ import torch
 from cases import logits
 from processes import alone, peak, peak_from_now
 
-from klmetric import kl_divergence, rows
-from klmetric.blocks import PART, SERIES
+from klmetric import kl_divergence
+from klmetric.arithmetic import plain
+from klmetric.arithmetic.blocks import PART, SERIES
 
 # What is promised of float32 logits and log-probabilities for every divergence from 1e-13 to 10.
 RTOL = 1e-5
@@ -260,7 +261,7 @@ class TestMergeClasses:
 
     def test_blocks_make_the_row(self):
         parts, whole, (p, q) = self.blocks()
-        log_p, log_q, kl = rows.merge_classes(*parts)
+        log_p, log_q, kl = plain.merge_classes(*parts)
         torch.testing.assert_close(kl, whole, rtol=1e-12, atol=0)
         torch.testing.assert_close(log_p, p.logsumexp(-1), rtol=1e-14, atol=0)
         torch.testing.assert_close(log_q, q.logsumexp(-1), rtol=1e-14, atol=0)
@@ -269,7 +270,7 @@ class TestMergeClasses:
         parts, whole, _ = self.blocks()
 
         def merge(*blocks):
-            return rows.merge_classes(*(torch.stack(xs, -1) for xs in zip(*blocks, strict=True)))
+            return plain.merge_classes(*(torch.stack(xs, -1) for xs in zip(*blocks, strict=True)))
 
         a, b, c, d = zip(*(x.unbind(-1) for x in parts), strict=True)
         for kl in (
@@ -282,10 +283,10 @@ class TestMergeClasses:
     def test_a_block_without_mass(self):
         parts, whole, _ = self.blocks()
         nothing = [torch.full((4, 1), x, dtype=torch.float64) for x in (-INF, -INF, math.nan)]
-        merged = rows.merge_classes(*(torch.cat(xs, -1) for xs in zip(parts, nothing, strict=True)))
+        merged = plain.merge_classes(*(torch.cat(xs, -1) for xs in zip(parts, nothing, strict=True)))
         torch.testing.assert_close(merged[2], whole, rtol=1e-12, atol=0)
         only_p = [torch.full((4, 1), x, dtype=torch.float64) for x in (0.0, -INF, math.nan)]
-        merged = rows.merge_classes(*(torch.cat(xs, -1) for xs in zip(parts, only_p, strict=True)))
+        merged = plain.merge_classes(*(torch.cat(xs, -1) for xs in zip(parts, only_p, strict=True)))
         assert merged[2].isposinf().all()
 
     @pytest.mark.parametrize("classes", [PART + 1, 2 * PART + 5])

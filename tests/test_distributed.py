@@ -20,8 +20,9 @@ from torchmetrics import MetricCollection
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
-from klmetric import KLDivergence, kl_divergence, totals
+from klmetric import KLDivergence, kl_divergence
 from klmetric.distributed import deal_of, real_samples
+from klmetric.totals.vector import vector
 
 # How many of ten rows each rank has.
 SHARES = {
@@ -278,12 +279,12 @@ def own_gather_in_processes(rank, size):
     with Counted() as counted:
         value = metric.compute()
         with metric.sync_context():
-            rows = metric.totals[totals.ROWS].item()
+            rows = metric.totals[vector.ROWS].item()
         metric.sync(dist_sync_fn=lambda tensor, group=None: [tensor] * 7)
-        more = metric.totals[totals.ROWS].item()
+        more = metric.totals[vector.ROWS].item()
         metric.unsync()
-    assert (counted.calls, asked) == ([], [totals.SIZE] * 2)
-    own = metric.totals[totals.ROWS].item()
+    assert (counted.calls, asked) == ([], [vector.SIZE] * 2)
+    own = metric.totals[vector.ROWS].item()
     assert (rows, more) == (3 * own, 7 * own)
     return value
 
@@ -381,7 +382,7 @@ def synced_in_processes(rank, size, kind):
     metric.update(p, q)
     own, before = metric.totals, metric.state_dict()
     with metric.sync_context():
-        assert metric.totals[totals.ROWS] == 10
+        assert metric.totals[vector.ROWS] == 10
         with Counted() as counted:
             value = metric.compute()
         assert counted.calls == []
@@ -395,7 +396,7 @@ def synced_in_processes(rank, size, kind):
         ):
             with pytest.raises(TorchMetricsUserError, match=text):
                 call()
-        assert metric.totals[totals.ROWS] == 10
+        assert metric.totals[vector.ROWS] == 10
     with pytest.raises(TorchMetricsUserError, match="has already been un-synced"):
         metric.unsync()
     assert torch.equal(metric.totals, own)
@@ -405,7 +406,7 @@ def synced_in_processes(rank, size, kind):
     same(alone.compute(), value)
     metric.sync()
     metric.reset()
-    assert metric.totals[totals.ROWS] == 0
+    assert metric.totals[vector.ROWS] == 0
     assert not metric._is_synced
     return value
 

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions.kl import _KL_REGISTRY, register_kl
 
 from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
-from klmetric.distributions import in_float64
+from klmetric.rows.distributions import in_float64
 
 # Of each family two that are apart, and within the other's support where they can be.
 ORDINARY = {

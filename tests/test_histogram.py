@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from klmetric import histogram
+from klmetric.totals.vector import histogram
 
 FINENESS = histogram.fineness_for(0.01)
 LOWEST, HIGHEST = 2.0**-81, 2.0**128

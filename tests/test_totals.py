@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from klmetric import pairs, totals
 from klmetric.options import Options
+from klmetric.totals.vector import pairs, vector
 
 OPTIONS = Options()
 
@@ -22,7 +22,7 @@ def parts(n=4):
 
 
 def of_rows(kl, weight):
-    return totals.add(totals.empty(OPTIONS), totals.of_rows(kl, weight))
+    return vector.add(vector.empty(OPTIONS), vector.of_rows(kl, weight))
 
 
 # Rows of which a plain sum in float64 depends on the order.
@@ -38,28 +38,28 @@ SPREAD = {
 
 
 def merge(*xs):
-    return totals.merge(torch.stack(xs))
+    return vector.merge(torch.stack(xs))
 
 
 def add_on_a_device(a, b):
-    sums = pairs.add(a[: totals.FINGERPRINT], b[: totals.FINGERPRINT])
-    return torch.cat([sums, torch.maximum(a[totals.FINGERPRINT :], b[totals.FINGERPRINT :])])
+    sums = pairs.add(a[: vector.FINGERPRINT], b[: vector.FINGERPRINT])
+    return torch.cat([sums, torch.maximum(a[vector.FINGERPRINT :], b[vector.FINGERPRINT :])])
 
 
 def test_empty_is_neutral():
     for part in parts():
-        assert torch.equal(merge(part, totals.empty(OPTIONS)), part)
-        assert torch.equal(merge(totals.empty(OPTIONS), part), part)
+        assert torch.equal(merge(part, vector.empty(OPTIONS)), part)
+        assert torch.equal(merge(vector.empty(OPTIONS), part), part)
     nothing = torch.zeros(0, 3)
-    assert torch.equal(of_rows(nothing, None), totals.empty(OPTIONS))
-    assert torch.equal(of_rows(nothing, torch.ones(0, 3)), totals.empty(OPTIONS))
+    assert torch.equal(of_rows(nothing, None), vector.empty(OPTIONS))
+    assert torch.equal(of_rows(nothing, torch.ones(0, 3)), vector.empty(OPTIONS))
 
 
 def test_merge_is_associative_and_commutative():
     a, b, c, d = parts()
     reference = merge(a, b, c, d)
     for other in (merge(merge(a, b), merge(c, d)), merge(a, merge(b, merge(c, d))), merge(d, b, a, c)):
-        assert torch.equal(other[: totals.LOW], reference[: totals.LOW])
+        assert torch.equal(other[: vector.LOW], reference[: vector.LOW])
         torch.testing.assert_close(other, reference, rtol=1e-15, atol=0)
 
 
@@ -73,65 +73,65 @@ def test_the_same_bits_in_any_batch_and_order(name, weighted, size):
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(size))
     exact = sum(Fraction(w) * Fraction(r) for w, r in zip(weight.tolist(), rows.tolist(), strict=True))
     for order in (torch.arange(n), shuffled):
-        batches = [totals.of_rows(rows[i], weight[i] if weighted else None) for i in order.split(size)]
-        for add in (totals.add, add_on_a_device):
-            total = totals.empty(OPTIONS)
+        batches = [vector.of_rows(rows[i], weight[i] if weighted else None) for i in order.split(size)]
+        for add in (vector.add, add_on_a_device):
+            total = vector.empty(OPTIONS)
             for batch in batches:
                 total = add(total, batch)
             if rows.dtype == torch.float32 or not weighted:  # there, the product of a row and its weight is rounded
-                assert total[totals.KL] == float(exact)
+                assert total[vector.KL] == float(exact)
             else:
-                assert total[totals.KL] == merge(*batches)[totals.KL]
-            assert total[totals.WEIGHT] == float(sum(map(Fraction, weight.tolist())))
-            assert total[totals.ROWS] == n
+                assert total[vector.KL] == merge(*batches)[vector.KL]
+            assert total[vector.WEIGHT] == float(sum(map(Fraction, weight.tolist())))
+            assert total[vector.ROWS] == n
 
 
 @pytest.mark.parametrize("name", SPREAD)
 def test_gradients_go_through_the_pairs(name):
     rows = SPREAD[name].clone().requires_grad_()
-    total = totals.of_rows(rows, None)
-    assert total[totals.KL].item() == totals.of_rows(rows.detach(), None)[totals.KL].item()
-    total[totals.KL].backward()
+    total = vector.of_rows(rows, None)
+    assert total[vector.KL].item() == vector.of_rows(rows.detach(), None)[vector.KL].item()
+    total[vector.KL].backward()
     assert torch.equal(rows.grad, torch.ones_like(rows))
 
 
 def test_the_default_dtype_does_not_matter():
     rows = SPREAD["float32"]
-    whole = totals.of_rows(rows, None)
+    whole = vector.of_rows(rows, None)
     torch.set_default_dtype(torch.float16)
     try:
-        assert torch.equal(totals.of_rows(rows, None), whole)
+        assert torch.equal(vector.of_rows(rows, None), whole)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert whole[totals.LOW] != 0
+    assert whole[vector.LOW] != 0
 
 
 @pytest.mark.parametrize("rows", [[1.0, math.inf], [1e308, 1e308, 1.0], [0.0, 0.0], [5e-324, 1.0]], ids=str)
 @pytest.mark.parametrize("weight", [None, 1.0])
 def test_sums_at_the_ends_of_float64(rows, weight):
     kl = torch.tensor(rows, dtype=torch.float64)
-    batch = totals.of_rows(kl, None if weight is None else torch.ones(len(rows)))
-    for total in (totals.add(batch, batch), add_on_a_device(batch, batch), totals.add(batch, totals.empty(OPTIONS))):
+    batch = vector.of_rows(kl, None if weight is None else torch.ones(len(rows)))
+    for total in (vector.add(batch, batch), add_on_a_device(batch, batch), vector.add(batch, vector.empty(OPTIONS))):
         assert not total.isnan().any()
-    assert batch[totals.KL] == kl.sum()
-    assert totals.add(batch, batch)[totals.KL] == 2 * kl.sum()
+    assert batch[vector.KL] == kl.sum()
+    assert vector.add(batch, batch)[vector.KL] == 2 * kl.sum()
 
 
 def test_an_overflow_hides_no_bad_row():
     rows = torch.tensor([1.7e308, 1.7e308, torch.nan], dtype=torch.float64)
-    total = totals.of_rows(rows, None)
-    assert total[[totals.KL, totals.ROWS, totals.INVALID]].tolist() == [math.inf, 3, 1]
+    total = vector.of_rows(rows, None)
+    assert total[[vector.KL, vector.ROWS, vector.INVALID]].tolist() == [math.inf, 3, 1]
 
 
 def test_what_they_count():
     rows = torch.tensor([[1.0, 2.0], [torch.nan, 4.0], [torch.nan, torch.inf]])
     weight = torch.tensor([[1.0, 0.5], [2.0, 3.0], [0.0, 0.0]])
     total = of_rows(rows, weight)
-    assert total[totals.KL] == 1 * 1 + 0.5 * 2 + 3 * 4
-    assert total[totals.WEIGHT] == 1 + 0.5 + 3
-    assert total[totals.SAMPLES] == 1 + 3
-    assert total[totals.ROWS] == 4
-    assert total[totals.INVALID] == 1
+    assert total[vector.KL] == 1 * 1 + 0.5 * 2 + 3 * 4
+    assert total[vector.WEIGHT] == 1 + 0.5 + 3
+    assert total[vector.SAMPLES] == 1 + 3
+    assert total[vector.ROWS] == 4
+    assert total[vector.INVALID] == 1
 
 
 @pytest.mark.parametrize("other", [Options(direction="reverse"), Options(eps=1e-9), Options(temperature=2.0)], ids=str)
@@ -140,23 +140,23 @@ def test_fingerprints_differ_by_more_than_torchmetrics_overlooks(other):
 
 
 def test_where_there_is_no_float64_the_totals_live_on_the_cpu():
-    assert totals.device_of_totals(torch.device("mps")) == torch.device("cpu")
-    assert totals.device_of_totals(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert vector.device_of_totals(torch.device("mps")) == torch.device("cpu")
+    assert vector.device_of_totals(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
 def test_no_drift_over_many_updates():
     rows = torch.rand(1000, generator=torch.Generator().manual_seed(0)).pow(8)
-    batches = [totals.of_rows(row, None) for row in rows.unsqueeze(1)]
-    total = totals.empty(OPTIONS)
+    batches = [vector.of_rows(row, None) for row in rows.unsqueeze(1)]
+    total = vector.empty(OPTIONS)
     for i in range(10**5):
-        total = totals.add(total, batches[i % 1000])
+        total = vector.add(total, batches[i % 1000])
     exact = 100 * sum(map(Fraction, rows.tolist()))
-    assert total[totals.KL] == float(exact)
-    assert totals.value(total.tolist(), "mean", "propagate") == float(exact) / 10**5
+    assert total[vector.KL] == float(exact)
+    assert vector.value(total.tolist(), "mean", "propagate") == float(exact) / 10**5
 
 
 def test_the_fingerprint_of_earlier_versions():
     # What was saved by 0.3.0 can be loaded.
-    assert totals.empty(OPTIONS)[totals.FINGERPRINT :].tolist() == [37663, 28769]
+    assert vector.empty(OPTIONS)[vector.FINGERPRINT :].tolist() == [37663, 28769]
     logits = Options(("logits", "logits"))
-    assert totals.empty(logits, with_rows=True)[totals.FINGERPRINT :].tolist() == [116198, 16888]
+    assert vector.empty(logits, with_rows=True)[vector.FINGERPRINT :].tolist() == [116198, 16888]

@@ -8,7 +8,7 @@ allows. Among all p_c of one sum R and below one edge e, those with
 
 are nearest, in either direction (the divergence is convex in p, and its derivatives by p_c agree where p_c / q_c does).
 Where the edge is not in the way this makes them one class: KL within them is 0. (The chain rule; see
-`klmetric.rows.merge_classes`.)
+`klmetric.arithmetic.plain.merge_classes`.)
 
 What the others leave of 1 is known to their rounding alone, which is not small beside what is left. So R is an
 interval, and of it, too, the nearest is taken: what rounding makes of the rest is no divergence.

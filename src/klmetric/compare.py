@@ -9,14 +9,14 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from klmetric import paired, pairs, sketch, totals
+from klmetric.accumulate.sync import gather
+from klmetric.arithmetic.plain.inputs import Rows, fault, measure
 from klmetric.clipped import Rest, nearest, rest_of
-from klmetric.distributed import gather
-from klmetric.inputs import Rows, fault, measure
 from klmetric.llama import storage_error
 from klmetric.options import Format, Options, check_base
 from klmetric.saved import InputError, Saved
 from klmetric.summary import KLDivergenceSummary
+from klmetric.totals.vector import paired, pairs, sketch, vector
 
 # Bytes of one file that are held at once, by all threads.
 BATCHES = 2**25
@@ -35,7 +35,8 @@ class Measured:
         summary: of all rows.
         groups: of the rows of each group, by its label.
         step: the coarsest grid that log-probabilities were rounded to; 0 where they were not.
-        clipped: over the rows, the sums of what p has, and q has, in classes that are clipped, as `klmetric.pairs`.
+        clipped: over the rows, the sums of what p has, and q has, in classes that are clipped, as
+            `klmetric.totals.vector.pairs`.
     """
 
     saved: Saved
@@ -92,7 +93,8 @@ class Comparison:
     Attributes:
         task: what was asked for.
         models: what each of them comes to.
-        differences: for each pair of models (i, j), the sums of `klmetric.paired` over the rows that count for all.
+        differences: for each pair of models (i, j), the sums of `klmetric.totals.vector.paired` over the rows that count for
+            all.
         samples: how many were measured.
         step: as in `Measured`, of the reference.
     """
@@ -123,13 +125,13 @@ class Comparison:
         """What rounding in the files can add to the mean, in the unit of `base`; None where nothing was rounded."""
         if not (self.step or measured.step):
             return None
-        mean = totals.value(measured.summary.totals.tolist(), "mean", "ignore")
+        mean = vector.value(measured.summary.totals.tolist(), "mean", "ignore")
         usual, largest = storage_error(self.step, measured.step, mean)
         return usual / self.unit, largest / self.unit
 
     def clipped(self, measured: Measured) -> tuple[float, float] | None:
         """The mean mass of p, and of q, in classes that are clipped; None where none is."""
-        weight = measured.summary.totals[totals.WEIGHT].item()
+        weight = measured.summary.totals[vector.WEIGHT].item()
         p, q, *_ = measured.clipped.tolist()
         return (p / weight, q / weight) if p or q else None
 

@@ -2,7 +2,6 @@
 
 import operator
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,21 +156,3 @@ def _warn(of: Any, reason: str) -> None:
         " the others: they count, and the value depends on the number of processes.",
         stacklevel=4,
     )
-
-
-def gather(tensor: Tensor, group: Any = None, lengths: Sequence[int] | None = None) -> list[Tensor]:
-    """One tensor from every process, in the order of the ranks, in one collective.
-
-    Args:
-        tensor: of the same shape and dtype everywhere; or of one dimension, with `lengths`.
-        group: the processes; None for all.
-        lengths: of the tensor of every process, known to all of them.
-    """
-    size = torch.distributed.get_world_size(group)
-    tensor = tensor.detach().contiguous()
-    lengths = None if lengths is None or len(set(lengths)) == 1 else lengths
-    if lengths is not None:
-        tensor = torch.cat([tensor, tensor.new_zeros(max(lengths) - len(tensor))])
-    gathered = [torch.empty_like(tensor) for _ in range(size)]
-    torch.distributed.all_gather(gathered, tensor, group)
-    return gathered if lengths is None else [part[:n] for part, n in zip(gathered, lengths, strict=True)]

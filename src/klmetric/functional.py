@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from klmetric import totals
-from klmetric.inputs import Input, measure
+from klmetric.arithmetic.plain.inputs import Input, measure
+from klmetric.arithmetic.tracing import may_look
 from klmetric.options import (
     Direction,
     Format,
@@ -15,7 +15,7 @@ from klmetric.options import (
     check_options,
     check_reduction,
 )
-from klmetric.tracing import may_look
+from klmetric.totals.vector import vector
 
 
 def kl_divergence(
@@ -88,11 +88,11 @@ def kl_divergence(
     reduction = check_reduction(reduction)
     unit = check_base(base)
     rows = measure(p, q, weight, options)
-    sums = totals.of_rows(rows.kl, rows.weight)
+    sums = vector.of_rows(rows.kl, rows.weight)
     if may_look():
-        totals.warn_of_invalid(sums.tolist(), options, stacklevel=2, of_distributions=isinstance(p, Distribution))
+        vector.warn_of_invalid(sums.tolist(), options, stacklevel=2, of_distributions=isinstance(p, Distribution))
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out
         return torch.where(left_out, 0, rows.kl) / unit
-    value: Tensor = totals.value(sums, reduction, nan_strategy) / unit
+    value: Tensor = vector.value(sums, reduction, nan_strategy) / unit
     return value.to(rows.kl.device, rows.kl.dtype)

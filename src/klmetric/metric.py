@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
-from klmetric import totals
-from klmetric.accumulator import Accumulator
-from klmetric.divergence import has_gradient
-from klmetric.inputs import Rows
+from klmetric.accumulate.metric import Accumulator
+from klmetric.arithmetic.plain.inputs import Rows
+from klmetric.arithmetic.tracing import has_gradient
 from klmetric.options import (
     Direction,
     Format,
@@ -19,6 +18,7 @@ from klmetric.options import (
     check_options,
     check_reduction,
 )
+from klmetric.totals.vector import vector
 
 
 class KLDivergence(Accumulator):
@@ -104,16 +104,16 @@ class KLDivergence(Accumulator):
         return {"reduction": (self.reduction, "mean")}
 
     def _empty(self) -> Tensor:
-        return totals.empty(self.options, self.keeps_rows)
+        return vector.empty(self.options, self.keeps_rows)
 
     def _of_batch(self, rows: Rows) -> Tensor:
-        return totals.of_rows(rows.kl, rows.weight)
+        return vector.of_rows(rows.kl, rows.weight)
 
     def _merging(self) -> Callable[[Tensor], Tensor]:
-        return totals.merge
+        return vector.merge
 
     def _adding(self, sums: Tensor, batch: Tensor) -> Tensor:
-        return totals.add(sums, batch)
+        return vector.add(sums, batch)
 
     def _result(self, sums: Tensor, rows: list[Tensor], stacklevel: int) -> Tensor:
         numbers = sums.tolist()
@@ -121,7 +121,7 @@ class KLDivergence(Accumulator):
         if self.reduction == "none":
             return dim_zero_cat(rows).to(self.dtype) / self._unit
         if has_gradient(sums):
-            value: Tensor = totals.value(sums, self.reduction, self.options.nan_strategy) / self._unit
+            value: Tensor = vector.value(sums, self.reduction, self.options.nan_strategy) / self._unit
             return value.to(self.device, self.dtype)
-        number = totals.value(numbers, self.reduction, self.options.nan_strategy) / self._unit
+        number = vector.value(numbers, self.reduction, self.options.nan_strategy) / self._unit
         return torch.tensor(number, dtype=self.dtype, device=self.device)

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics.metric import CompositionalMetric
 
-from klmetric import histogram, sketch, totals
-from klmetric.accumulator import Accumulator
-from klmetric.histogram import Histogram
-from klmetric.inputs import Rows
+from klmetric.accumulate.metric import Accumulator
+from klmetric.accumulate.single import Take, refuse
 from klmetric.options import (
     Direction,
     Format,
@@ -26,7 +24,9 @@ from klmetric.options import (
     quantile_name,
     unit_name,
 )
-from klmetric.single import Take, refuse
+from klmetric.rows.inputs import Rows
+from klmetric.totals import histogram, sketch, vector
+from klmetric.totals.histogram import Histogram
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
@@ -152,7 +152,7 @@ class KLDivergenceSummary(Accumulator):
         """
         if val is not None:
             return self._plot(val, ax)
-        from klmetric.picture import draw  # matplotlib is an optional dependency
+        from klmetric.totals.vector.picture import draw  # matplotlib is an optional dependency
 
         with self.sync_context(should_sync=self.sync_on_compute and not self._is_synced):
             divergences = self._divergences(self.totals)
@@ -207,12 +207,12 @@ class KLDivergenceSummary(Accumulator):
 
     def _is_lost(self, numbers: list[float]) -> bool:
         """Whether rows that were no distributions make every divergence NaN."""
-        return numbers[totals.INVALID] > 0 and self.options.nan_strategy == "propagate"
+        return numbers[vector.INVALID] > 0 and self.options.nan_strategy == "propagate"
 
     def _values(self, numbers: list[float], divergences: Histogram) -> dict[str, float]:
         """What `compute` gives, as numbers: those that count as int."""
-        invalid = int(numbers[totals.INVALID])
-        count = int(numbers[totals.ROWS]) - invalid
+        invalid = int(numbers[vector.INVALID])
+        count = int(numbers[vector.ROWS]) - invalid
         is_lost = self._is_lost(numbers)
 
         def of_rows(value: float) -> float:
@@ -221,7 +221,7 @@ class KLDivergenceSummary(Accumulator):
         infinite = int(divergences.counts[histogram.INFINITE])
         compared = numbers[sketch.COMPARED]
         values = {
-            "mean": totals.value(numbers, "mean", self.options.nan_strategy) / self._unit,
+            "mean": vector.value(numbers, "mean", self.options.nan_strategy) / self._unit,
             "stderr": of_rows(sketch.standard_error(numbers)) / self._unit,
             "max": of_rows(math.inf if infinite else divergences.largest) / self._unit,
         }

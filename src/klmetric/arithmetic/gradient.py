@@ -1,7 +1,7 @@
 r"""The divergence of each row with gradients, in the memory of the inputs.
 
 Saved for the backward pass are p and q alone. With t the difference of the logits from its mean under p, as in
-`klmetric.blocks`, the derivatives by the logits a (of p) and b (of q) are
+`klmetric.arithmetic.blocks`, the derivatives by the logits a (of p) and b (of q) are
 
 .. math:: \frac{\partial KL}{\partial a} = -p \, t, \qquad \frac{\partial KL}{\partial b} = q - p
 """
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klmetric import rows
-from klmetric.blocks import BLOCK, kl_rows, matrices_of
+from klmetric.arithmetic import plain
+from klmetric.arithmetic.blocks import BLOCK, kl_rows, matrices_of
 from klmetric.options import Options
 
 
 class KLOfRows(torch.autograd.Function):
-    """`klmetric.blocks.kl_rows`, with a backward pass in blocks, and a second one."""
+    """`klmetric.arithmetic.blocks.kl_rows`, with a backward pass in blocks, and a second one."""
 
     @staticmethod
     def forward(p: Tensor, q: Tensor, options: Options) -> Tensor:
@@ -37,14 +37,14 @@ class KLOfRows(torch.autograd.Function):
         p, q = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # they are to be differentiated themselves
-            kl = rows.plain(p, q, ctx.options)
+            kl = plain.plain(p, q, ctx.options)
             chosen = [x for x, is_wanted in zip((p, q), wanted, strict=True) if is_wanted]
             results = iter(torch.autograd.grad(kl, chosen, gradients[0], create_graph=True))
             return *(next(results) if is_wanted else None for is_wanted in wanted), None
         if not any(is_batch(gradients[0]) for is_batch in _IS_BATCH):
             return *_in_blocks(p, q, gradients[0], wanted, ctx.options), None
         # A batch of gradients cannot be written in place. But a row has one value, so that they differ by a factor.
-        one = torch.ones(p.shape[:-1], dtype=rows.result_dtype(p, q))
+        one = torch.ones(p.shape[:-1], dtype=plain.result_dtype(p, q))
         found = _in_blocks(p, q, one, wanted, ctx.options)
         return *(None if x is None else (x * gradients[0].unsqueeze(-1)).to(x.dtype) for x in found), None
 
@@ -54,7 +54,7 @@ class KLOfRows(torch.autograd.Function):
         p, q = ctx.saved_tensors
         along = [(x, tangent) for x, tangent in zip((p, q), tangents[:2], strict=True) if tangent is not None]
         wanted = (tangents[0] is not None, tangents[1] is not None)
-        one = torch.ones(p.shape[:-1], dtype=rows.result_dtype(p, q))
+        one = torch.ones(p.shape[:-1], dtype=plain.result_dtype(p, q))
         found = [x for x in _in_blocks(p, q, one, wanted, ctx.options) if x is not None]
         parts = [(gradient * tangent).sum(-1) for gradient, (_, tangent) in zip(found, along, strict=True)]
         return sum(parts[1:], parts[0]).to(one.dtype)
@@ -101,9 +101,9 @@ def _of_logits(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], optio
 
 
 def _of_anything(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: Options) -> list[Tensor]:
-    """By the expression of `klmetric.rows`."""
+    """By the expression of `klmetric.arithmetic.plain`."""
     with torch.enable_grad():
         pair = [x.detach().requires_grad_(is_wanted) for x, is_wanted in zip((a, b), wanted, strict=True)]
-        kl = rows.plain(pair[0], pair[1], options)
+        kl = plain.plain(pair[0], pair[1], options)
         chosen = [x for x, is_wanted in zip(pair, wanted, strict=True) if is_wanted]
         return list(torch.autograd.grad(kl, chosen, g.squeeze(1)))

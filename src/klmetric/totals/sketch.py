@@ -1,7 +1,7 @@
 """The sketch: one float64 vector that the divergences of a stretch of data come to, with how they are spread.
 
-It begins with the totals (`klmetric.totals`). Then come three sums over the samples, of which the standard error is
-made; some counts, and the largest and the smallest divergence; the bins of a histogram; and, with `top`, the worst
+It begins with the totals (`klmetric.totals.vector.vector`). Then come three sums over the samples, of which the standard error
+is made; some counts, and the largest and the smallest divergence; the bins of a histogram; and, with `top`, the worst
 rows: their divergences, the running numbers of their samples and their places in those.
 
 Laws: `empty` is neutral and `merge` is associative. It is commutative but for the numbers of the samples, which run on
@@ -15,15 +15,15 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from klmetric import histogram, pairs, totals
-from klmetric.histogram import Histogram
-from klmetric.inputs import Rows
+from klmetric.arithmetic.plain.inputs import Rows
 from klmetric.options import Options
+from klmetric.totals.vector import histogram, pairs, vector
+from klmetric.totals.vector.histogram import Histogram
 
 # The places in the vector after the totals. For each sample, its S is the weighted sum of its divergences and its n the
 # sum of its weights: of the sums of S^2, S n and n^2 the high parts, then the low parts.
-SQUARES, PRODUCTS, SIZES = range(totals.SIZE, totals.SIZE + 3)
-COUNTS = totals.SIZE + 6
+SQUARES, PRODUCTS, SIZES = range(vector.SIZE, vector.SIZE + 3)
+COUNTS = vector.SIZE + 6
 # Samples with a row that counts; rows that agree in their most likely class, of how many; all samples, also those of
 # weight 0; the largest finite divergence, and minus the smallest above 0, so that both merge by the maximum; and where
 # the bins begin.
@@ -36,8 +36,8 @@ LEAST = 1e-270
 
 def empty(options: Options, fineness: int, top: int) -> Tensor:
     """The sketch of no data at all."""
-    head = totals.empty(options, also=(fineness, top))
-    sums = head.new_zeros(SMALLEST - totals.SIZE)
+    head = vector.empty(options, also=(fineness, top))
+    sums = head.new_zeros(SMALLEST - vector.SIZE)
     smallest, bins, worst = head.new_tensor([-math.inf]), head.new_zeros(histogram.size(fineness)), [-1.0] * 3 * top
     return torch.cat([head, sums, smallest, bins, head.new_tensor(worst)])
 
@@ -54,7 +54,7 @@ def merge(parts: Tensor, top: int) -> Tensor:
     def sums_of(parts: Tensor) -> Tensor:
         return torch.tensor(pairs.merge(parts.tolist()), dtype=torch.float64, device=parts.device)
 
-    return _together(parts, top, totals.merge, sums_of)
+    return _together(parts, top, vector.merge, sums_of)
 
 
 def add(sketch: Tensor, batch: Tensor, top: int) -> Tensor:
@@ -62,7 +62,7 @@ def add(sketch: Tensor, batch: Tensor, top: int) -> Tensor:
     parts = torch.stack([sketch, batch])
     if parts.device.type == "cpu":
         return merge(parts, top)
-    return _together(parts, top, lambda both: totals.add(*both), lambda both: pairs.add(*both))
+    return _together(parts, top, lambda both: vector.add(*both), lambda both: pairs.add(*both))
 
 
 def _together(
@@ -70,8 +70,8 @@ def _together(
 ) -> Tensor:
     bins_end = parts.shape[1] - 3 * top
     merged = [
-        totals_of(parts[:, : totals.SIZE]),
-        sums_of(parts[:, totals.SIZE : COUNTS]),
+        totals_of(parts[:, : vector.SIZE]),
+        sums_of(parts[:, vector.SIZE : COUNTS]),
         parts[:, COUNTS:LARGEST].sum(0),
         parts[:, LARGEST:BINS].amax(0),
         parts[:, BINS:bins_end].sum(0),
@@ -92,12 +92,12 @@ def _worst_first(divergences: Tensor) -> Tensor:
 
 def of_rows(rows: Rows, fineness: int, top: int) -> Tensor:
     """The sketch of one batch, without a fingerprint."""
-    head = totals.of_rows(rows.kl, rows.weight)
+    head = vector.of_rows(rows.kl, rows.weight)
     kl = rows.kl.to(head.device, torch.float64)
     kl = kl.reshape(kl.shape[0], -1) if kl.ndim and kl.numel() else kl.reshape(-1, 1)
     agrees = None if rows.agrees is None else rows.agrees.to(head.device).reshape(kl.shape)
     counted = None
-    if rows.weight is not None or head.device.type != "cpu" or head[totals.INVALID]:
+    if rows.weight is not None or head.device.type != "cpu" or head[vector.INVALID]:
         weight = torch.ones_like(kl) if rows.weight is None else rows.weight.to(kl).reshape(kl.shape)
         counted = ~kl.isnan() & (weight > 0)
         weight = torch.where(counted, weight, 0)
@@ -157,13 +157,13 @@ def standard_error(sketch: list[float]) -> float:
     number.
     """
     clusters = int(sketch[CLUSTERS])
-    sums = [sketch[i] for i in (SIZES, totals.WEIGHT, totals.KL, SQUARES, PRODUCTS)]
-    if not sketch[totals.KL]:
+    sums = [sketch[i] for i in (SIZES, vector.WEIGHT, vector.KL, SQUARES, PRODUCTS)]
+    if not sketch[vector.KL]:
         del sums[2:]  # every divergence is 0
     if clusters < 2 or not all(LEAST < x < math.inf for x in sums):
         return math.nan
     # Each is a pair, and they are subtracted as they are: as float64 numbers they would lose half their digits.
-    s, n = (Fraction(sketch[i]) + Fraction(sketch[i + totals.LOW]) for i in (totals.KL, totals.WEIGHT))
+    s, n = (Fraction(sketch[i]) + Fraction(sketch[i + vector.LOW]) for i in (vector.KL, vector.WEIGHT))
     ss, sn, nn = (Fraction(sketch[i]) + Fraction(sketch[i + 3]) for i in (SQUARES, PRODUCTS, SIZES))
     mean = s / n
     spread = ss - 2 * mean * sn + mean * mean * nn
@@ -174,7 +174,7 @@ def standard_error(sketch: list[float]) -> float:
 
 def why_no_error(sketch: list[float]) -> str | None:
     """Why there is no standard error, where that is to be explained: not for infinite divergences, nor for no rows."""
-    if not sketch[totals.WEIGHT] or math.isinf(sketch[totals.KL]) or not math.isnan(standard_error(sketch)):
+    if not sketch[vector.WEIGHT] or math.isinf(sketch[vector.KL]) or not math.isnan(standard_error(sketch)):
         return None
     if sketch[CLUSTERS] < 2:
         return (

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from klmetric.divergence import has_gradient
-from klmetric.tracing import may_look
+from klmetric.arithmetic.tracing import has_gradient, may_look
 
 # Numbers that are added up at once: adding takes copies of them in float64.
 PIECE = 2**18

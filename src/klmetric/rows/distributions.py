@@ -25,9 +25,9 @@ from torch.distributions.lowrank_multivariate_normal import _batch_capacitance_t
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 from torch.distributions.utils import lazy_property
 
-from klmetric.closed_forms import IN_PLACE_OF
+from klmetric.arithmetic.closed_forms import IN_PLACE_OF
 from klmetric.options import Options
-from klmetric.totals import device_of_totals
+from klmetric.totals.vector import device_of_totals
 
 
 def kl_of_distributions(p: Distribution, q: Distribution, options: Options) -> Tensor:

@@ -10,8 +10,8 @@ A row takes the first of these ways that is exact enough for it:
 1. wide rows of float32 logits, in float32: the Bregman form while all t are small, so that a polynomial serves; the
    textbook form where the divergence is large.
 2. every other row, in float64: the textbook form, which has digits to spare; the Bregman form of what is very small.
-3. careful, term by term in float64 (`klmetric.rows`): peaked and infinite rows, rows that are no distributions, and
-   those that a large constant between the logits keeps from the other ways.
+3. careful, term by term in float64 (`klmetric.arithmetic.plain`): peaked and infinite rows, rows that are no
+   distributions, and those that a large constant between the logits keeps from the other ways.
 
 Which way a row takes, and every operation on it, depends on that row alone: its value is the same to the last bit in
 any batch.
@@ -24,7 +24,7 @@ from operator import ge, le
 import torch
 from torch import Tensor
 
-from klmetric import rows
+from klmetric.arithmetic import plain
 from klmetric.options import Options
 
 # Elements of one of the three arrays that a block needs: in float32 and in float64.
@@ -59,8 +59,8 @@ SINGLE_FLOOR, DOUBLE_FLOOR = -87.0, -600.0
 
 
 def kl_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
-    """KL divergence of each row on the CPU, without gradients; see `klmetric.divergence.kl_of_rows`."""
-    out = torch.empty(p.shape[:-1], dtype=rows.result_dtype(p, q))
+    """KL divergence of each row on the CPU, without gradients; see `klmetric.arithmetic.choose.kl_of_rows`."""
+    out = torch.empty(p.shape[:-1], dtype=plain.result_dtype(p, q))
     if p.ndim == 2:
         _fill(p, q, out, options)
     else:
@@ -83,8 +83,8 @@ def _fill(p: Tensor, q: Tensor, out: Tensor, options: Options) -> None:
     n, classes = p.shape
     if n == 0:
         return
-    takes_as_they_stand = rows.as_they_stand(options) and not options.eps
-    as_logits = rows.are_logits(options)
+    takes_as_they_stand = plain.as_they_stand(options) and not options.eps
+    as_logits = plain.are_logits(options)
     wide = classes >= WIDE and out.dtype == torch.float32 and takes_as_they_stand and as_logits
     # In float64 the kernel itself converts what it takes as it stands.
     prepares = wide or not takes_as_they_stand
@@ -93,23 +93,23 @@ def _fill(p: Tensor, q: Tensor, out: Tensor, options: Options) -> None:
         block = slice(start, start + kernel.size)
         a, b, target = (p, q, out) if n <= kernel.size else (p[block], q[block], out[block])
         if prepares:
-            a, b = rows.prepare(a, b, options, torch.float32 if wide else torch.float64)
+            a, b = plain.prepare(a, b, options, torch.float32 if wide else torch.float64)
         if options.eps and len(a) == 1:  # the floor adds up its classes: see `_sum_of_rows`
             a, b = a.expand(2, -1), b.expand(2, -1)
-        first, *second = ((x[: len(target)], y[: len(target)]) for x, y in rows.pairs(a, b, options))
+        first, *second = ((x[: len(target)], y[: len(target)]) for x, y in plain.pairs(a, b, options))
         target.copy_(_in_parts(*first, as_logits, PART, kernel))
         for pair in second:
             target += _in_parts(*pair, as_logits, PART, kernel).to(out.dtype)
 
 
 def _careful(a: Tensor, b: Tensor, as_logits: bool) -> Tensor:
-    """The expression of `klmetric.rows` in float64, a few rows at a time."""
+    """The expression of `klmetric.arithmetic.plain` in float64, a few rows at a time."""
     out = torch.empty(len(a), dtype=torch.float64)
     size = max(1, CAREFUL // a.shape[-1])
     for start in range(0, len(a), size):
         x, y = a[start : start + size], b[start : start + size]
-        value = _in_parts(x, y, as_logits, CAREFUL, lambda u, v, _: rows.kl(u.double(), v.double(), as_logits))
-        out[start : start + size] = value.masked_fill(rows.invalid(x, y, as_logits), math.nan)
+        value = _in_parts(x, y, as_logits, CAREFUL, lambda u, v, _: plain.kl(u.double(), v.double(), as_logits))
+        out[start : start + size] = value.masked_fill(plain.invalid(x, y, as_logits), math.nan)
     return out
 
 
@@ -134,22 +134,22 @@ def _in_parts(
         masses = [_log_mass(z, as_logits) for z in (x, y)]
         blocks.append((*masses, kl(x, y, as_logits).double()))
     log_p, log_q, within = (torch.stack(parts, -1) for parts in zip(*blocks, strict=True))
-    mass_of_all, _, value = rows.merge_classes(log_p, log_q, within)
+    mass_of_all, _, value = plain.merge_classes(log_p, log_q, within)
     if mass is None and bool((value == math.inf).any()):
         # It may be so only within a part of no account.
         again = _in_parts(a, b, as_logits, width, kl, mass_of_all)
         value = torch.where(value == math.inf, again, value)
     # A bad part of no weight would not show.
-    return value.masked_fill(rows.invalid(a, b, as_logits), math.nan)
+    return value.masked_fill(plain.invalid(a, b, as_logits), math.nan)
 
 
 def _is_nothing(x: Tensor, mass: Tensor, as_logits: bool) -> Tensor:
-    """Classes without probability beside all, whose logarithm is `mass`: see `klmetric.rows.NOTHING`."""
-    return (x if as_logits else x.log()) <= (mass + rows.NOTHING).unsqueeze(-1)
+    """Classes without probability beside all, whose logarithm is `mass`: see `klmetric.arithmetic.plain.NOTHING`."""
+    return (x if as_logits else x.log()) <= (mass + plain.NOTHING).unsqueeze(-1)
 
 
 def _log_mass(x: Tensor, as_logits: bool) -> Tensor:
-    parts = [rows.log_mass(part.double(), as_logits) for part in torch.split(x, CAREFUL, -1)]
+    parts = [plain.log_mass(part.double(), as_logits) for part in torch.split(x, CAREFUL, -1)]
     return torch.cat(parts, -1).logsumexp(-1)
 
 
@@ -373,7 +373,7 @@ def _misses(a: Tensor, b: Tensor, mass: Tensor, floor: float, work: Tensor | Non
     """Rows in which q is below the floor where p has a probability, beside a sum whose logarithm is `mass`."""
     # With one limit for all rows, and a margin for half precision, it takes few operations to see that there are none:
     # a class is no miss if one of b and floor + limit - a is at the floor. With its own limit a row is settled.
-    limit = max(mass.amin().item() + rows.NOTHING - 10, -1e4)
+    limit = max(mass.amin().item() + plain.NOTHING - 10, -1e4)
     work = torch.sub(a.new_tensor(floor + limit), a, out=work)
     misses = ~(torch.maximum(work, b, out=work).amin(1) >= floor)
     left = misses.nonzero()[:, 0]

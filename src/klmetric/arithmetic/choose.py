@@ -2,12 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from klmetric import blocks, rows
-from klmetric.gradient import KLOfRows
+from klmetric.arithmetic import blocks, plain
+from klmetric.arithmetic.gradient import KLOfRows
+from klmetric.arithmetic.tracing import has_gradient, transforms
 from klmetric.options import Options
-from klmetric.tracing import transforms
 
 
 def kl_of_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
@@ -23,15 +22,9 @@ def kl_of_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
     """
     if torch.compiler.is_compiling() or transforms() or p.device.type != "cpu":
         # One expression, for the compiler to fuse, and for `torch.func` to take apart.
-        return rows.plain(p, q, options)
+        return plain.plain(p, q, options)
     if not has_gradient(p, q):
         return blocks.kl_rows(p, q, options)
     # Also where gradients are disabled: it disables them for the arithmetic.
     kl: Tensor = KLOfRows.apply(p, q, options)  # type: ignore[no-untyped-call]
     return kl
-
-
-def has_gradient(*xs: Tensor) -> bool:
-    """Whether derivatives may be wanted of what is made of these tensors."""
-    # Forward mode marks no tensor, but has a level while it is on.
-    return forward_ad._current_level >= 0 or any(x.requires_grad for x in xs)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.distributions import Categorical, Distribution, OneHotCategorical
 
-from klmetric.distributions import kl_of_distributions
-from klmetric.divergence import kl_of_rows
+from klmetric.arithmetic.choose import kl_of_rows
+from klmetric.arithmetic.plain.distributions import kl_of_distributions
+from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Format, Options
-from klmetric.tracing import may_look
 
 Input: TypeAlias = Tensor | Distribution
 

@@ -9,8 +9,9 @@ With :math:`s = \log(q_c / p_c)` a term is :math:`p_c (e^s - 1 - s)`, with :math
 :math:`p_c (u - \log(1 + u))`: the forms to use where q is near p. (Banerjee, Merugu, Dhillon, Ghosh: Clustering with
 Bregman Divergences, JMLR 6, 2005.)
 
-This file has that expression as it stands, differentiable and for any row. `klmetric.blocks` has faster ways for most
-rows, and comes back to this one for the others; `klmetric.divergence` says which file measures what.
+This file has that expression as it stands, differentiable and for any row. `klmetric.arithmetic.blocks` has faster
+ways for most rows, and comes back to this one for the others; `klmetric.arithmetic.choose` says which file measures
+what.
 
 All functions here take the classes on the last axis, in float32 or float64. A row that is no pair of distributions
 gives NaN, and no other row does.
@@ -51,7 +52,7 @@ def as_they_stand(options: Options) -> bool:
 
 
 def plain(p: Tensor, q: Tensor, options: Options) -> Tensor:
-    """KL divergence of each row by the expression as it stands; see `klmetric.divergence.kl_of_rows`."""
+    """KL divergence of each row by the expression as it stands; see `klmetric.arithmetic.choose.kl_of_rows`."""
     as_logits = are_logits(options)
     p, q = prepare(p, q, options, result_dtype(p, q))
     parts = [kl(a, b, as_logits) for a, b in pairs(p, q, options)]

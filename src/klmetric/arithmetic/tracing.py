@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def may_look() -> bool:
@@ -15,3 +17,9 @@ def may_look() -> bool:
 def transforms() -> list[Any]:
     """The transforms of `torch.func` that are at work, such as `vmap` and `grad`."""
     return torch._C._functorch.get_interpreter_stack() or []
+
+
+def has_gradient(*xs: Tensor) -> bool:
+    """Whether derivatives may be wanted of what is made of these tensors."""
+    # Forward mode marks no tensor, but has a level while it is on.
+    return forward_ad._current_level >= 0 or any(x.requires_grad for x in xs)

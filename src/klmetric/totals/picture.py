@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klmetric import histogram
-from klmetric.histogram import Histogram
+from klmetric.totals.vector import histogram
+from klmetric.totals.vector.histogram import Histogram
 
 # The most bars to draw.
 BARS = 60

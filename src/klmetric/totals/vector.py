@@ -1,6 +1,6 @@
 """The totals: one float64 vector that a stretch of data comes to, and that merges by addition.
 
-Each of its sums is a pair (`klmetric.pairs`), so the order in which they are added up does not matter.
+Each of its sums is a pair (`klmetric.totals.vector.pairs`), so the order in which they are added up does not matter.
 
 Laws: `empty` is neutral, `merge` is associative and commutative. The last two entries are no sums but the fingerprint
 of the options, the same in every part: it keeps totals that were measured differently from being taken for one another.
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klmetric import pairs
-from klmetric.divergence import has_gradient
+from klmetric.arithmetic.tracing import has_gradient, may_look
 from klmetric.options import NanStrategy, Options, Reduction
-from klmetric.tracing import may_look
+from klmetric.totals.vector import pairs
 
 # The places in the vector: of the high part of each sum, of the low parts, and of the fingerprint.
 KL, WEIGHT, SAMPLES, ROWS, INVALID, LOW = range(6)
 FINGERPRINT = 2 * LOW
 SIZE = FINGERPRINT + 2
+MARKS = slice(FINGERPRINT, SIZE)
 
 
 def empty(options: Options, with_rows: bool = False, also: tuple[object, ...] = ()) -> Tensor:
@@ -106,6 +106,12 @@ def value(totals: Any, reduction: Reduction, nan_strategy: NanStrategy) -> Any:
         kl = kl / divisor
         return torch.where(invalid > 0, math.nan, kl) if nan_strategy == "propagate" else kl
     return math.nan if not divisor or (invalid and nan_strategy == "propagate") else kl / divisor
+
+
+def number_of_rows(totals: Tensor, options: Options) -> int:
+    """How many rows there are a value of."""
+    left_out = totals[INVALID] if options.nan_strategy == "ignore" else 0
+    return int(totals[ROWS] - left_out)
 
 
 def warn_of_invalid(totals: list[float], options: Options, stacklevel: int, of_distributions: bool = False) -> bool:

@@ -1,0 +1,204 @@
+"""`Accumulator`: what both metrics share, the torchmetrics `Metric` around one vector of totals."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn import Module
+from torchmetrics.utilities.exceptions import TorchMetricsUserError
+
+from klmetric.accumulate.loading import Loadable
+from klmetric.accumulate.sync import Synced
+from klmetric.arithmetic.plain.inputs import Input, Rows, measure
+from klmetric.options import Options, as_number, check_base
+from klmetric.totals.vector import vector
+
+
+class Accumulator(Loadable, Synced):
+    """A metric whose state is one vector of totals, and with `keeps_rows` the divergence of every row besides.
+
+    A subclass says what the totals are (`_empty`, `_of_batch`, `_merge`, `_add`) and what they come to (`_result`). The
+    vector begins with what `klmetric.totals.vector.vector` describes.
+
+    Every batch is measured before anything changes; what `sync`, `merge_state` or `load_state_dict` cannot do whole,
+    they leave undone.
+    """
+
+    full_state_update = False
+
+    # Whether `_measure` is to tell which rows agree in their most likely class.
+    asks_for_agreement = False
+    # What the last batch was: a warning about its rows depends on it.
+    _of_distributions = False
+
+    def __init__(self, options: Options, base: float | None, keeps_rows: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.options = options
+        self._unit = check_base(base)
+        self.log_prob = options.input_format == ("log_probs", "log_probs")
+        self.base = None if base is None else as_number("base", base)
+        self.keeps_rows = keeps_rows
+        self._warned = False
+        self.add_state("totals", self._empty(), dist_reduce_fx=self._merging())
+        if keeps_rows:
+            self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def _empty(self) -> Tensor:
+        """The totals of no data."""
+        raise NotImplementedError
+
+    def _of_batch(self, rows: Rows) -> Tensor:
+        """The totals of one batch, without a fingerprint."""
+        raise NotImplementedError
+
+    def _adding(self, sums: Tensor, batch: Tensor) -> Tensor:
+        """Totals with one more batch, in a new tensor."""
+        raise NotImplementedError
+
+    def _result(self, sums: Tensor, rows: list[Tensor], stacklevel: int) -> Any:
+        """What `compute` gives, of any totals."""
+        raise NotImplementedError
+
+    def _own_options(self) -> dict[str, tuple[Any, Any]]:
+        """The options that only this metric has, each with its default, to be shown."""
+        raise NotImplementedError
+
+    def update(self, p: Input, q: Input, weight: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            p: the reference, shape (N, ..., classes), or a `torch.distributions.Distribution`.
+            q: the approximation, like `p`.
+            weight: bool or non-negative, its shape a prefix of the batch shape (N, ...); there, or on the CPU.
+        """
+        try:
+            batch = self._measure(p, q, weight)
+        except BaseException:
+            self._update_count -= 1  # torchmetrics counts a call before it has succeeded
+            raise
+        self._add(batch)
+
+    def compute(self) -> Any:
+        """The result of all that was added, over all processes."""
+        return self._result(self.totals, self.rows if self.keeps_rows else [], stacklevel=6)
+
+    @torch.jit.unused
+    def forward(self, p: Input, q: Input, weight: Tensor | None = None) -> Any:
+        """Add a batch and return the value of this batch alone, with its gradient."""
+        batch = self._measure(p, q, weight)
+        warned = self._warned
+        try:
+            if self.dist_sync_on_step:
+                value = self._result_over_processes(batch)
+            else:
+                value = self._result(batch["totals"], batch.get("rows", []), stacklevel=5)
+        finally:
+            self._warned = warned
+        self._update_count += 1
+        self._computed = None
+        if self.keeps_rows:
+            self.rows = [*self.rows]  # one of its own: in a MetricCollection, metrics share it
+        self._add(batch)
+        if self.compute_on_cpu:
+            self._move_list_states_to_cpu()
+        self._forward_cache = _detached(value)
+        return value
+
+    def reset(self) -> None:
+        """Forget all that this process has added, also where the metric is synced."""
+        if self._is_synced:
+            self.unsync()
+        super().reset()
+        self._warned = False
+
+    def extra_repr(self) -> str:
+        """The options that are not the default, for `print(metric)`."""
+        usual = vars(Options())
+        shown = {**self._own_options(), "base": (self.base, None)}
+        shown |= {name: (value, usual[name]) for name, value in vars(self.options).items()}
+        return ", ".join(f"{name}={value!r}" for name, (value, default) in shown.items() if value != default)
+
+    def _measure(self, p: Input, q: Input, weight: Tensor | None) -> dict[str, Any]:
+        """The states of one batch alone. Raises before anything has changed."""
+        if self._is_synced:
+            raise TorchMetricsUserError(
+                f"The metric must not be synced when a batch is added: `unsync` loses it. Got {self!r}. Leave"
+                " `sync_context`, or call `unsync`, first."
+            )
+        rows = measure(p, q, weight, self.options, self.asks_for_agreement)
+        self._of_distributions = isinstance(p, Distribution)
+        batch: dict[str, Any] = {"totals": self._of_batch(rows)}
+        if batch["totals"].device != self.totals.device:
+            raise ValueError(
+                f"The metric must be on the device of its input. Got p on {rows.kl.device} and the metric on"
+                f" {self.device}. Use metric.to({str(rows.kl.device)!r})."
+            )
+        if self.keeps_rows:
+            kept = ~rows.left_out
+            if self.options.nan_strategy == "ignore":
+                kept &= ~rows.kl.isnan()
+            batch["rows"] = [rows.kl[kept].to(self.dtype)]
+        return batch
+
+    def add_rows(self, rows: Rows) -> None:
+        """Add rows that were measured already (`klmetric.arithmetic.plain.inputs.measure`) with the options of this metric."""
+        self._update_count += 1
+        self._computed = None
+        self._add({"totals": self._of_batch(rows)})
+
+    def _warn_of_invalid(self, numbers: list[float], stacklevel: int) -> None:
+        """Say how many rows were no distributions: with nan_strategy="ignore" once."""
+        if not self._warned:
+            warned = vector.warn_of_invalid(numbers, self.options, stacklevel + 1, self._of_distributions)
+            self._warned = warned and self.options.nan_strategy == "ignore"
+
+    def _result_over_processes(self, batch: dict[str, Any]) -> Any:
+        kept = self.metric_state
+        try:
+            self._set(batch)
+            self._computed = None
+            self._update_count += 1
+            self._to_sync = True
+            value = self.compute()
+        finally:
+            self._update_count -= 1
+            self._set(kept)
+            self._to_sync = self.sync_on_compute
+        return value
+
+    def _add(self, batch: dict[str, Any]) -> None:
+        # Out of place: the processes that `ddp_spawn` starts share the memory of this tensor.
+        self.totals = self._adding(self.totals, batch["totals"].detach())
+        if self.keeps_rows:
+            self.rows.extend(rows.detach() for rows in batch["rows"])
+
+    def _apply(  # type: ignore[override]
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = (), recurse: bool = True
+    ) -> Module:
+        # Totals stay float64 whatever the dtype of the metric, and only `set_dtype` changes that: torchmetrics forgets
+        # it when the metric moves to another device.
+        dtype = self._dtype
+        super()._apply(fn, exclude_state=(*self._defaults, *exclude_state))
+        if not self._dtype_convert:
+            self._dtype = dtype
+        device = vector.device_of_totals(self.device)
+        self._computed = None  # `to_empty` leaves anything in it
+        with device:  # which need not be the default
+            empty = self._empty()
+        self._defaults["totals"] = empty
+        if self.totals.is_meta and not empty.is_meta:  # by `to_empty`: there are no data to move
+            self.totals = empty
+            self.reset()
+            return self
+        self.totals = self.totals.to(device)
+        if self.keeps_rows:
+            self.rows = [rows.to(self.device, self.dtype) for rows in self.rows]
+        return self
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: one.detach() for key, one in value.items()}
+    return value.detach()
