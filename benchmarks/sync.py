@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from side_by_side import report, table
 
-from klmetric.totals.vector import vector
+from klmetric.totals import vector
 
 PROCESSES = (1, 2, 4, 8, 16)
 COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast")

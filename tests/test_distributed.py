@@ -22,7 +22,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from klmetric import KLDivergence, kl_divergence
 from klmetric.distributed import deal_of, real_samples
-from klmetric.totals.vector import vector
+from klmetric.totals import vector
 
 # How many of ten rows each rank has.
 SHARES = {

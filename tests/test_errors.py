@@ -105,8 +105,9 @@ BAD_INPUT = {
         "Got torch.bool, shape (4, 3). Masks of classes become probabilities by .float().",
     ),
     "meta": (
-        {}, P.to("meta"), Q.to("meta"), None, TypeError,
-        "`p` must hold data. Got one on the meta device, shape (4, 3), which has a shape alone. Make it on a device",
+        {"nan_strategy": "error"}, P.to("meta"), Q.to("meta"), None, ValueError,
+        "nan_strategy='error' must look at the data, which compiled code cannot. Got it under torch.compile, under"
+        " torch.vmap, or on the device 'meta'.",
     ),
     "fake": (
         {}, P, FAKE, None, TypeError, "`q` must hold data. Got a FakeTensor, shape (4, 3), which has a shape alone.",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from klmetric.totals.vector import histogram
+from klmetric.totals import histogram
 
 FINENESS = histogram.fineness_for(0.01)
 LOWEST, HIGHEST = 2.0**-81, 2.0**128

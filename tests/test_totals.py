@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from klmetric.options import Options
-from klmetric.totals.vector import pairs, vector
+from klmetric.totals import pairs, vector
 
 OPTIONS = Options()
 

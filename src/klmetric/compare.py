@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from klmetric.accumulate.sync import gather
-from klmetric.arithmetic.plain.inputs import Rows, fault, measure
 from klmetric.clipped import Rest, nearest, rest_of
 from klmetric.llama import storage_error
 from klmetric.options import Format, Options, check_base
+from klmetric.rows.inputs import Rows, fault, measure
 from klmetric.saved import InputError, Saved
 from klmetric.summary import KLDivergenceSummary
-from klmetric.totals.vector import paired, pairs, sketch, vector
+from klmetric.totals import paired, pairs, sketch, vector
 
 # Bytes of one file that are held at once, by all threads.
 BATCHES = 2**25
@@ -36,7 +36,7 @@ class Measured:
         groups: of the rows of each group, by its label.
         step: the coarsest grid that log-probabilities were rounded to; 0 where they were not.
         clipped: over the rows, the sums of what p has, and q has, in classes that are clipped, as
-            `klmetric.totals.vector.pairs`.
+            `klmetric.totals.pairs`.
     """
 
     saved: Saved
@@ -93,7 +93,7 @@ class Comparison:
     Attributes:
         task: what was asked for.
         models: what each of them comes to.
-        differences: for each pair of models (i, j), the sums of `klmetric.totals.vector.paired` over the rows that count for
+        differences: for each pair of models (i, j), the sums of `klmetric.totals.paired` over the rows that count for
             all.
         samples: how many were measured.
         step: as in `Measured`, of the reference.

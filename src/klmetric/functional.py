@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from klmetric.arithmetic.plain.inputs import Input, measure
 from klmetric.arithmetic.tracing import may_look
 from klmetric.options import (
     Direction,
@@ -15,7 +14,8 @@ from klmetric.options import (
     check_options,
     check_reduction,
 )
-from klmetric.totals.vector import vector
+from klmetric.rows.inputs import Input, measure
+from klmetric.totals import vector
 
 
 def kl_divergence(
@@ -89,7 +89,7 @@ def kl_divergence(
     unit = check_base(base)
     rows = measure(p, q, weight, options)
     sums = vector.of_rows(rows.kl, rows.weight)
-    if may_look():
+    if may_look(sums):
         vector.warn_of_invalid(sums.tolist(), options, stacklevel=2, of_distributions=isinstance(p, Distribution))
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out

@@ -8,7 +8,6 @@ from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
 from klmetric.accumulate.metric import Accumulator
-from klmetric.arithmetic.plain.inputs import Rows
 from klmetric.arithmetic.tracing import has_gradient
 from klmetric.options import (
     Direction,
@@ -18,7 +17,8 @@ from klmetric.options import (
     check_options,
     check_reduction,
 )
-from klmetric.totals.vector import vector
+from klmetric.rows.inputs import Rows
+from klmetric.totals import vector
 
 
 class KLDivergence(Accumulator):

@@ -152,7 +152,7 @@ class KLDivergenceSummary(Accumulator):
         """
         if val is not None:
             return self._plot(val, ax)
-        from klmetric.totals.vector.picture import draw  # matplotlib is an optional dependency
+        from klmetric.totals.picture import draw  # matplotlib is an optional dependency
 
         with self.sync_context(should_sync=self.sync_on_compute and not self._is_synced):
             divergences = self._divergences(self.totals)

@@ -1,7 +1,7 @@
 """Totals from elsewhere: of another metric, or of a checkpoint. They are taken whole, or refused."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from klmetric.options import Options
-from klmetric.totals.vector import vector
+from klmetric.totals import vector
 
 
 class Loadable(Metric):
@@ -17,7 +17,8 @@ class Loadable(Metric):
 
     totals: Tensor
     rows: list[Tensor]
-    options: Options
+    if TYPE_CHECKING:  # torch.jit takes an annotation for a type of its own
+        options: Options
     keeps_rows: bool
 
     def _merging(self) -> Callable[[Tensor], Tensor]:

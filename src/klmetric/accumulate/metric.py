@@ -11,16 +11,16 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from klmetric.accumulate.loading import Loadable
 from klmetric.accumulate.sync import Synced
-from klmetric.arithmetic.plain.inputs import Input, Rows, measure
 from klmetric.options import Options, as_number, check_base
-from klmetric.totals.vector import vector
+from klmetric.rows.inputs import Input, Rows, measure
+from klmetric.totals import vector
 
 
 class Accumulator(Loadable, Synced):
     """A metric whose state is one vector of totals, and with `keeps_rows` the divergence of every row besides.
 
     A subclass says what the totals are (`_empty`, `_of_batch`, `_merge`, `_add`) and what they come to (`_result`). The
-    vector begins with what `klmetric.totals.vector.vector` describes.
+    vector begins with what `klmetric.totals.vector` describes.
 
     Every batch is measured before anything changes; what `sync`, `merge_state` or `load_state_dict` cannot do whole,
     they leave undone.
@@ -143,7 +143,7 @@ class Accumulator(Loadable, Synced):
         return batch
 
     def add_rows(self, rows: Rows) -> None:
-        """Add rows that were measured already (`klmetric.arithmetic.plain.inputs.measure`) with the options of this metric."""
+        """Add rows that were measured already (`klmetric.rows.inputs.measure`) with the options of this metric."""
         self._update_count += 1
         self._computed = None
         self._add({"totals": self._of_batch(rows)})

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from klmetric.options import Options
-from klmetric.totals.vector import vector
+from klmetric.totals import vector
 
 
 def gather(tensor: Tensor, group: Any = None, lengths: Sequence[int] | None = None) -> list[Tensor]:
@@ -36,7 +36,8 @@ def gather(tensor: Tensor, group: Any = None, lengths: Sequence[int] | None = No
 class Synced(Metric):
     """A metric whose states are `totals` and perhaps `rows`, gathered from all processes in one collective each."""
 
-    options: Options
+    if TYPE_CHECKING:  # torch.jit takes an annotation for a type of its own
+        options: Options
     keeps_rows: bool
 
     def sync(

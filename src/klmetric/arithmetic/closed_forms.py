@@ -24,8 +24,7 @@ from torch import distributions as td
 from torch.distributions import kl as torchs
 from torch.distributions.multivariate_normal import _batch_mahalanobis
 
-from klmetric.arithmetic.choose import has_gradient, kl_of_rows
-from klmetric.arithmetic.tracing import may_look
+from klmetric.arithmetic.tracing import has_gradient, kl_of_rows, may_look
 from klmetric.options import Format, Options
 
 Form: TypeAlias = Callable[[Any, Any], Tensor]

@@ -7,10 +7,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def may_look() -> bool:
-    """Whether the code may depend on the data: not where it is compiled, nor under `torch.vmap`."""
-    return not torch.compiler.is_compiling() and not any(
-        transform.key() == torch._C._functorch.TransformType.Vmap for transform in transforms()
+def may_look(*xs: Tensor) -> bool:
+    """Whether the code may depend on the data: not where it is compiled, nor under `torch.vmap`, nor without any."""
+    return not (
+        torch.compiler.is_compiling()
+        or any(x.is_meta for x in xs)
+        or any(transform.key() == torch._C._functorch.TransformType.Vmap for transform in transforms())
     )
 
 

@@ -10,8 +10,8 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
 
 from klmetric.accumulate.metric import Accumulator
-from klmetric.arithmetic.plain.inputs import Input
 from klmetric.distributed import deal_of
+from klmetric.rows.inputs import Input
 
 # What merges states of other metrics so that one process can have those of all.
 _MERGE = {dim_zero_sum, dim_zero_cat, dim_zero_max, dim_zero_min}

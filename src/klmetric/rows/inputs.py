@@ -11,9 +11,9 @@ from torch._subclasses import FakeTensor
 from torch.distributions import Categorical, Distribution, OneHotCategorical
 
 from klmetric.arithmetic.choose import kl_of_rows
-from klmetric.arithmetic.plain.distributions import kl_of_distributions
 from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Format, Options
+from klmetric.rows.distributions import kl_of_distributions
 
 Input: TypeAlias = Tensor | Distribution
 
@@ -151,14 +151,11 @@ def _check_storage(name: str, x: Tensor) -> None:
 
 
 def _check_data(name: str, x: Tensor) -> None:
-    """Raise for a tensor without data, but where the code is compiled, which is done on such."""
-    if torch.compiler.is_compiling():
-        return
-    kind = "one on the meta device" if x.is_meta else "a FakeTensor" if isinstance(x, FakeTensor) else None
-    if kind:
+    """Raise for a tensor that claims to have data, but where the code is compiled, which is done on such."""
+    if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
         raise TypeError(
-            f"`{name}` must hold data. Got {kind}, shape {tuple(x.shape)}, which has a shape alone. Make it on a device"
-            " such as 'cpu'."
+            f"`{name}` must hold data. Got a FakeTensor, shape {tuple(x.shape)}, which has a shape alone. Make it"
+            " outside of FakeTensorMode; for the shape of the result, on the device 'meta'."
         )
 
 
@@ -197,7 +194,7 @@ def _check_weight(weight: Tensor | None, kl: Tensor) -> Tensor | None:
             "`weight` must have one entry per sample or per row: its shape a prefix of the batch shape."
             f" Got weight {tuple(weight.shape)} for batch shape {tuple(kl.shape)}. The class axis has no weights."
         )
-    if may_look() and weight.dtype is not torch.bool and not bool(((weight >= 0) & (weight < math.inf)).all()):
+    if may_look(weight) and weight.dtype is not torch.bool and not bool(((weight >= 0) & (weight < math.inf)).all()):
         lowest = weight.min().item()
         what = "NaN" if weight.isnan().any() else f"{lowest:g}" if lowest < 0 else "inf"
         raise ValueError(f"`weight` must be finite and at least 0. Got {what}, shape {tuple(weight.shape)}.")
@@ -228,10 +225,10 @@ def _check_rows(rows: Rows, inputs: tuple[Tensor, Tensor] | None, options: Optio
     """With nan_strategy="error", raise if a row that counts is no pair of distributions."""
     if options.nan_strategy != "error":
         return
-    if not may_look():
+    if not may_look(rows.kl):
         raise ValueError(
-            "nan_strategy='error' must look at the data, which compiled code cannot. Got it under torch.compile, or"
-            " under torch.vmap. Use 'propagate' or 'ignore' there."
+            "nan_strategy='error' must look at the data, which compiled code cannot. Got it under torch.compile, under"
+            " torch.vmap, or on the device 'meta'. Use 'propagate' or 'ignore' there."
         )
     invalid = rows.kl.isnan() & ~rows.left_out
     if not bool(invalid.any()):
@@ -274,7 +271,7 @@ def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Opt
         return rows
     invalid = rows.kl.isnan()
     left_out = rows.left_out | invalid if ignores else rows.left_out
-    if may_look() and not bool(left_out.any()):
+    if may_look(left_out) and not bool(left_out.any()):
         return rows
     mask = left_out.unsqueeze(-1)
     kl = kl_of_rows(p.masked_fill(mask, 1), q.masked_fill(mask, 1), options)

@@ -3,7 +3,7 @@
 Where two models are measured on the same rows, what is hard about a row is hard for both, and cancels in the difference
 of the two: it is known far better than either mean.
 
-The state is a vector of sums (`klmetric.totals.vector.pairs`) that merges by addition: over the samples, with D the weighted
+The state is a vector of sums (`klmetric.totals.pairs`) that merges by addition: over the samples, with D the weighted
 sum of the differences and n the sum of the weights, those of max(D, 0), max(-D, 0), D^2, max(D, 0) n, max(-D, 0) n, n,
 n^2 and 1.
 """
@@ -14,8 +14,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from klmetric.totals.vector import pairs
-from klmetric.totals.vector.sketch import PRECISION, of_samples
+from klmetric.totals import pairs
+from klmetric.totals.sketch import PRECISION, of_samples
 
 SUMS = 8
 
@@ -44,7 +44,7 @@ def of_rows(kl: Tensor, other: Tensor, weight: Tensor) -> Tensor:
 def difference(sums: Tensor) -> tuple[float, float]:
     """The difference of the means, the first less the other, and its standard error, in nats.
 
-    The standard error is that of `klmetric.totals.vector.sketch.standard_error`, for the differences of the rows.
+    The standard error is that of `klmetric.totals.sketch.standard_error`, for the differences of the rows.
     """
     numbers = sums.tolist()
     if not all(map(math.isfinite, numbers)) or not numbers[5]:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klmetric.totals.vector import histogram
-from klmetric.totals.vector.histogram import Histogram
+from klmetric.totals import histogram
+from klmetric.totals.histogram import Histogram
 
 # The most bars to draw.
 BARS = 60

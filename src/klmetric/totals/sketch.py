@@ -1,6 +1,6 @@
 """The sketch: one float64 vector that the divergences of a stretch of data come to, with how they are spread.
 
-It begins with the totals (`klmetric.totals.vector.vector`). Then come three sums over the samples, of which the standard error
+It begins with the totals (`klmetric.totals.vector`). Then come three sums over the samples, of which the standard error
 is made; some counts, and the largest and the smallest divergence; the bins of a histogram; and, with `top`, the worst
 rows: their divergences, the running numbers of their samples and their places in those.
 
@@ -15,10 +15,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from klmetric.arithmetic.plain.inputs import Rows
 from klmetric.options import Options
-from klmetric.totals.vector import histogram, pairs, vector
-from klmetric.totals.vector.histogram import Histogram
+from klmetric.rows.inputs import Rows
+from klmetric.totals import histogram, pairs, vector
+from klmetric.totals.histogram import Histogram
 
 # The places in the vector after the totals. For each sample, its S is the weighted sum of its divergences and its n the
 # sum of its weights: of the sums of S^2, S n and n^2 the high parts, then the low parts.

@@ -1,6 +1,6 @@
 """The totals: one float64 vector that a stretch of data comes to, and that merges by addition.
 
-Each of its sums is a pair (`klmetric.totals.vector.pairs`), so the order in which they are added up does not matter.
+Each of its sums is a pair (`klmetric.totals.pairs`), so the order in which they are added up does not matter.
 
 Laws: `empty` is neutral, `merge` is associative and commutative. The last two entries are no sums but the fingerprint
 of the options, the same in every part: it keeps totals that were measured differently from being taken for one another.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from klmetric.arithmetic.tracing import has_gradient, may_look
 from klmetric.options import NanStrategy, Options, Reduction
-from klmetric.totals.vector import pairs
+from klmetric.totals import pairs
 
 # The places in the vector: of the high part of each sum, of the low parts, and of the fingerprint.
 KL, WEIGHT, SAMPLES, ROWS, INVALID, LOW = range(6)
