@@ -140,8 +140,8 @@ def test_fingerprints_differ_by_more_than_torchmetrics_overlooks(other):
 
 
 def test_where_there_is_no_float64_the_totals_live_on_the_cpu():
-    assert vector.device_of_totals(torch.device("mps")) == torch.device("cpu")
-    assert vector.device_of_totals(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert device_of_float64(torch.device("mps")) == torch.device("cpu")
+    assert device_of_float64(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
 def test_no_drift_over_many_updates():

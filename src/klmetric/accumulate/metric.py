@@ -11,6 +11,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from klmetric.accumulate.loading import Loadable
 from klmetric.accumulate.sync import Synced
+from klmetric.arithmetic.device import device_of_float64
 from klmetric.options import Options, as_number, check_base
 from klmetric.rows.inputs import Input, Rows, measure
 from klmetric.totals import vector
@@ -183,7 +184,7 @@ class Accumulator(Loadable, Synced):
         super()._apply(fn, exclude_state=(*self._defaults, *exclude_state))
         if not self._dtype_convert:
             self._dtype = dtype
-        device = vector.device_of_totals(self.device)
+        device = device_of_float64(self.device)
         self._computed = None  # `to_empty` leaves anything in it
         with device:  # which need not be the default
             empty = self._empty()

@@ -24,7 +24,8 @@ from torch import distributions as td
 from torch.distributions import kl as torchs
 from torch.distributions.multivariate_normal import _batch_mahalanobis
 
-from klmetric.arithmetic.tracing import has_gradient, kl_of_rows, may_look
+from klmetric.arithmetic.choose import kl_of_rows
+from klmetric.arithmetic.tracing import has_gradient, may_look
 from klmetric.options import Format, Options
 
 Form: TypeAlias = Callable[[Any, Any], Tensor]

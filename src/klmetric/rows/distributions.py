@@ -26,8 +26,8 @@ from torch.distributions.multivariate_normal import _precision_to_scale_tril
 from torch.distributions.utils import lazy_property
 
 from klmetric.arithmetic.closed_forms import IN_PLACE_OF
+from klmetric.arithmetic.device import device_of_float64
 from klmetric.options import Options
-from klmetric.totals.vector import device_of_totals
 
 
 def kl_of_distributions(p: Distribution, q: Distribution, options: Options) -> Tensor:
@@ -146,7 +146,7 @@ def in_float64(d: Distribution) -> Distribution:
         if isinstance(x, Distribution):
             own[name] = in_float64(x)
         elif isinstance(x, Tensor) and x.is_floating_point():
-            own[name] = x.to(device_of_totals(x.device), torch.float64)
+            own[name] = x.to(device_of_float64(x.device), torch.float64)
     # What torch has computed meanwhile, in the old precision, from the parameter that was given: it comes after it.
     given, *computed = [x for x in own if isinstance(inspect.getattr_static(type(d), x, None), lazy_property)] or [""]
     for name in computed:

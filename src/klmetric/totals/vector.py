@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klmetric.arithmetic.device import device_of_float64
 from klmetric.arithmetic.tracing import has_gradient, may_look
 from klmetric.options import NanStrategy, Options, Reduction
 from klmetric.totals import pairs
@@ -63,7 +64,7 @@ def of_rows(kl: Tensor, weight: Tensor | None) -> Tensor:
         kl: divergence of each row in nats, shape (N, ...); NaN where a row is no pair of distributions.
         weight: weight of each row, of the shape of `kl`; None for 1.
     """
-    device = device_of_totals(kl.device)
+    device = device_of_float64(kl.device)
     if weight is None and kl.device.type == "cpu" and may_look() and not has_gradient(kl):
         # Few operations, for small batches, and no copy, for large ones.
         n, invalid = kl.numel(), 0
@@ -136,8 +137,3 @@ def warn_of_invalid(totals: list[float], options: Options, stacklevel: int, of_d
             stacklevel=stacklevel + 1,
         )
     return bool(invalid)
-
-
-def device_of_totals(device: torch.device) -> torch.device:
-    """Where the totals of data on `device` live: there, or on the CPU if it has no float64 (MPS)."""
-    return torch.device("cpu") if device.type == "mps" else device
