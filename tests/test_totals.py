@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from klmetric.arithmetic.device import device_of_float64
 from klmetric.options import Options
 from klmetric.totals import pairs, vector
 

@@ -32,10 +32,10 @@ from klmetric.beside import labels_of, weights_of
 from klmetric.compare import Comparison, Task, empty, measure_share, merge_over_processes
 from klmetric.ending import BAD_INPUT, DONE, FAILED, INTERRUPTED, ctrl_c, discard_output
 from klmetric.options import Options, unit_name
-from klmetric.picture import draw_several
 from klmetric.report import PAGE, as_dict, exceeded, show, to_csv, to_json, to_markdown
 from klmetric.saved import Choice, InputError, Saved, in_the_order_of, open_saved
 from klmetric.summary import QUANTILES
+from klmetric.totals.picture import draw_several
 from klmetric.whole import write_whole
 
 
