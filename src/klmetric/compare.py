@@ -13,7 +13,9 @@ from klmetric.accumulate.sync import gather
 from klmetric.clipped import Rest, nearest, rest_of
 from klmetric.llama import storage_error
 from klmetric.options import Format, Options, check_base
-from klmetric.rows.inputs import Rows, fault, measure
+from klmetric.rows.invalid import fault
+from klmetric.rows.measure import measure
+from klmetric.rows.rows import Rows
 from klmetric.saved import InputError, Saved
 from klmetric.summary import KLDivergenceSummary
 from klmetric.totals import paired, pairs, sketch, vector

@@ -14,7 +14,7 @@ from klmetric.options import (
     check_options,
     check_reduction,
 )
-from klmetric.rows.inputs import Input, measure
+from klmetric.rows.measure import Input, measure
 from klmetric.totals import vector
 
 

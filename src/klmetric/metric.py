@@ -17,7 +17,7 @@ from klmetric.options import (
     check_options,
     check_reduction,
 )
-from klmetric.rows.inputs import Rows
+from klmetric.rows.rows import Rows
 from klmetric.totals import vector
 
 

@@ -24,7 +24,7 @@ from klmetric.options import (
     quantile_name,
     unit_name,
 )
-from klmetric.rows.inputs import Rows
+from klmetric.rows.rows import Rows
 from klmetric.totals import histogram, sketch, vector
 from klmetric.totals.histogram import Histogram
 

@@ -42,7 +42,7 @@ class Loadable(Metric):
             )
         state: Any = incoming_state.metric_state if isinstance(incoming_state, Loadable) else incoming_state
         if isinstance(state, dict):
-            if problem := self._problem_of(state):
+            if problem := self.problem_of(state):
                 raise ValueError(f"Only what was measured with the same options can be merged. {problem}")
             incoming_state = state = self._on_this_device(state)
         own_totals, own_rows = self.totals, self.rows if self.keeps_rows else []
@@ -63,7 +63,7 @@ class Loadable(Metric):
             )
         state = {key: state_dict[prefix + key] for key in self._defaults if prefix + key in state_dict}
         if state:
-            if problem := self._problem_of(state):
+            if problem := self.problem_of(state):
                 for key in state:
                     del state_dict[prefix + key]
                 error_messages = args[-1]
@@ -78,7 +78,7 @@ class Loadable(Metric):
             missing_keys += [prefix + key for key, persistent in self._persistent.items() if persistent]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _problem_of(self, state: dict[str, Any]) -> str:
+    def problem_of(self, state: dict[str, Any]) -> str:
         """Why these states cannot be ours; empty if they can."""
         theirs = state.get("totals")
         if not state:

@@ -13,7 +13,8 @@ from klmetric.accumulate.loading import Loadable
 from klmetric.accumulate.sync import Synced
 from klmetric.arithmetic.device import device_of_float64
 from klmetric.options import Options, as_number, check_base
-from klmetric.rows.inputs import Input, Rows, measure
+from klmetric.rows.measure import Input, measure
+from klmetric.rows.rows import Rows
 from klmetric.totals import vector
 
 
@@ -144,7 +145,7 @@ class Accumulator(Loadable, Synced):
         return batch
 
     def add_rows(self, rows: Rows) -> None:
-        """Add rows that were measured already (`klmetric.rows.inputs.measure`) with the options of this metric."""
+        """Add rows that were measured already (`klmetric.rows.measure.measure`) with the options of this metric."""
         self._update_count += 1
         self._computed = None
         self._add({"totals": self._of_batch(rows)})

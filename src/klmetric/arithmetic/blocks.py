@@ -18,14 +18,18 @@ any batch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import ge, le
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from klmetric.arithmetic import plain
-from klmetric.options import Options
+from klmetric.arithmetic.matrices import matrices_of
+
+if TYPE_CHECKING:
+    from klmetric.options import Options
 
 # Elements of one of the three arrays that a block needs: in float32 and in float64.
 BLOCK, BLOCK_OF_DOUBLE = 3 * 2**17, 2**17
@@ -58,7 +62,7 @@ DOUBLE_RANGE = (1e-200, 1e200)
 SINGLE_FLOOR, DOUBLE_FLOOR = -87.0, -600.0
 
 
-def kl_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
+def kl_rows(p: Tensor, q: Tensor, options: "Options") -> Tensor:
     """KL divergence of each row on the CPU, without gradients; see `klmetric.arithmetic.choose.kl_of_rows`."""
     out = torch.empty(p.shape[:-1], dtype=plain.result_dtype(p, q))
     if p.ndim == 2:
@@ -69,16 +73,7 @@ def kl_rows(p: Tensor, q: Tensor, options: Options) -> Tensor:
     return out
 
 
-def matrices_of(*xs: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors with an axis of classes as matrices of (rows, classes), the others as vectors, without a copy."""
-    try:
-        yield tuple(x.view(-1, x.shape[-1]) if x.ndim == xs[0].ndim else x.view(-1) for x in xs)
-    except RuntimeError:  # the axes before the last are not one in memory
-        for each in zip(*xs, strict=True):
-            yield from matrices_of(*each)
-
-
-def _fill(p: Tensor, q: Tensor, out: Tensor, options: Options) -> None:
+def _fill(p: Tensor, q: Tensor, out: Tensor, options: "Options") -> None:
     """Measure the rows of two matrices, block by block."""
     n, classes = p.shape
     if n == 0:

@@ -1,72 +1,30 @@
-r"""The divergence of each row with gradients, in the memory of the inputs.
+r"""The derivatives of the divergence of each row, in the memory of the inputs.
 
-Saved for the backward pass are p and q alone. With t the difference of the logits from its mean under p, as in
+With t the difference of the logits from its mean under p, as in
 `klmetric.arithmetic.blocks`, the derivatives by the logits a (of p) and b (of q) are
 
 .. math:: \frac{\partial KL}{\partial a} = -p \, t, \qquad \frac{\partial KL}{\partial b} = q - p
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from klmetric.arithmetic import plain
-from klmetric.arithmetic.blocks import BLOCK, kl_rows, matrices_of
-from klmetric.options import Options
+from klmetric.arithmetic.matrices import matrices_of
+
+if TYPE_CHECKING:
+    from klmetric.options import Options
+
+# Elements of a block.
+BLOCK = 3 * 2**17
 
 
-class KLOfRows(torch.autograd.Function):
-    """`klmetric.arithmetic.blocks.kl_rows`, with a backward pass in blocks, and a second one."""
-
-    @staticmethod
-    def forward(p: Tensor, q: Tensor, options: Options) -> Tensor:
-        """KL of each row."""
-        return kl_rows(p, q, options)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Options], output: Tensor) -> None:
-        """Keep the inputs."""
-        p, q, ctx.options = inputs
-        ctx.save_for_backward(p, q)
-        ctx.save_for_forward(p, q)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of p and q."""
-        p, q = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():  # they are to be differentiated themselves
-            kl = plain.plain(p, q, ctx.options)
-            chosen = [x for x, is_wanted in zip((p, q), wanted, strict=True) if is_wanted]
-            results = iter(torch.autograd.grad(kl, chosen, gradients[0], create_graph=True))
-            return *(next(results) if is_wanted else None for is_wanted in wanted), None
-        if not any(is_batch(gradients[0]) for is_batch in _IS_BATCH):
-            return *_in_blocks(p, q, gradients[0], wanted, ctx.options), None
-        # A batch of gradients cannot be written in place. But a row has one value, so that they differ by a factor.
-        one = torch.ones(p.shape[:-1], dtype=plain.result_dtype(p, q))
-        found = _in_blocks(p, q, one, wanted, ctx.options)
-        return *(None if x is None else (x * gradients[0].unsqueeze(-1)).to(x.dtype) for x in found), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        """Forward mode: the derivative along the tangents of p and q."""
-        p, q = ctx.saved_tensors
-        along = [(x, tangent) for x, tangent in zip((p, q), tangents[:2], strict=True) if tangent is not None]
-        wanted = (tangents[0] is not None, tangents[1] is not None)
-        one = torch.ones(p.shape[:-1], dtype=plain.result_dtype(p, q))
-        found = [x for x in _in_blocks(p, q, one, wanted, ctx.options) if x is not None]
-        parts = [(gradient * tangent).sum(-1) for gradient, (_, tangent) in zip(found, along, strict=True)]
-        return sum(parts[1:], parts[0]).to(one.dtype)
-
-
-# As `is_grads_batched` makes them, and `torch.func`.
-_IS_BATCH = (torch._C._functorch.is_legacy_batchedtensor, torch._C._functorch.is_batchedtensor)
-
-
-def _in_blocks(
-    p: Tensor, q: Tensor, gradient: Tensor, wanted: tuple[bool, bool], options: Options
+def in_blocks(
+    p: Tensor, q: Tensor, gradient: Tensor, wanted: tuple[bool, bool], options: "Options"
 ) -> list[Tensor | None]:
+    """Gradients of p and q, where they are wanted, block by block."""
     results = [
         torch.empty(p.shape, dtype=x.dtype) if is_wanted else None for x, is_wanted in zip((p, q), wanted, strict=True)
     ]
@@ -83,7 +41,7 @@ def _in_blocks(
     return results
 
 
-def _of_logits(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: Options) -> list[Tensor]:
+def _of_logits(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: "Options") -> list[Tensor]:
     a, b = (x.to(g.dtype) for x in (a, b))
     if options.temperature != 1:
         a, b, g = a / options.temperature, b / options.temperature, g / options.temperature
@@ -100,7 +58,7 @@ def _of_logits(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], optio
     return [total.mul_(g) for total in totals if total is not None]
 
 
-def _of_anything(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: Options) -> list[Tensor]:
+def _of_anything(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: "Options") -> list[Tensor]:
     """By the expression of `klmetric.arithmetic.plain`."""
     with torch.enable_grad():
         pair = [x.detach().requires_grad_(is_wanted) for x, is_wanted in zip((a, b), wanted, strict=True)]

@@ -18,11 +18,13 @@ gives NaN, and no other row does.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from klmetric.options import Format, Options
+if TYPE_CHECKING:
+    from klmetric.options import Format, Options
 
 # Within this distance of s = 0 (or u = 0) a term takes the form above; beyond it the plain form, which no longer
 # cancels and, unlike exp(s), does not overflow.
@@ -39,19 +41,19 @@ def result_dtype(p: Tensor, q: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(p.dtype, q.dtype), torch.float32)
 
 
-def are_logits(options: Options) -> bool:
+def are_logits(options: "Options") -> bool:
     """Whether the arithmetic takes logits (or log-probabilities), rather than probabilities."""
     return options.input_format != ("probs", "probs") or options.temperature != 1
 
 
-def as_they_stand(options: Options) -> bool:
+def as_they_stand(options: "Options") -> bool:
     """Whether the arithmetic takes the inputs as they are. Others become logits of the right scale, and are rounded."""
     return options.temperature == 1 and (
         options.input_format == ("probs", "probs") or "probs" not in options.input_format
     )
 
 
-def plain(p: Tensor, q: Tensor, options: Options) -> Tensor:
+def plain(p: Tensor, q: Tensor, options: "Options") -> Tensor:
     """KL divergence of each row by the expression as it stands; see `klmetric.arithmetic.choose.kl_of_rows`."""
     as_logits = are_logits(options)
     p, q = prepare(p, q, options, result_dtype(p, q))
@@ -60,7 +62,7 @@ def plain(p: Tensor, q: Tensor, options: Options) -> Tensor:
     return total.masked_fill(invalid(p, q, as_logits), math.nan)
 
 
-def prepare(p: Tensor, q: Tensor, options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def prepare(p: Tensor, q: Tensor, options: "Options", dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Bring p and q to one dtype and one scale."""
     p, q = p.to(dtype), q.to(dtype)
     if as_they_stand(options):
@@ -69,7 +71,7 @@ def prepare(p: Tensor, q: Tensor, options: Options, dtype: torch.dtype) -> tuple
     return _logits(p, p_format, options.temperature), _logits(q, q_format, options.temperature)
 
 
-def pairs(p: Tensor, q: Tensor, options: Options) -> list[tuple[Tensor, Tensor]]:
+def pairs(p: Tensor, q: Tensor, options: "Options") -> list[tuple[Tensor, Tensor]]:
     """The divergences that make up the direction: of the second from the first, the floor already under it."""
     every = {"forward": [(p, q)], "reverse": [(q, p)], "jeffreys": [(p, q), (q, p)]}[options.direction]
     if not options.eps:
@@ -117,7 +119,7 @@ def merge_classes(log_p: Tensor, log_q: Tensor, within: Tensor) -> tuple[Tensor,
     return log_p.logsumexp(-1), log_q.logsumexp(-1), _kl_of_logits(log_p, log_q) + inner
 
 
-def _logits(x: Tensor, input_format: Format, temperature: float) -> Tensor:
+def _logits(x: Tensor, input_format: "Format", temperature: float) -> Tensor:
     if input_format == "probs":
         # log(0) has no finite gradient: take it of 1 instead, then put -inf in its place. A negative value gives NaN.
         zero = x == 0

@@ -367,7 +367,7 @@ class KLDivergenceCallback(Callback):
             )
             record[key] = value.item()
         if len(running) > 1:
-            show_in_columns(loop_of(stage, trainer), running, values)
+            show_in_columns(loop_of(stage, trainer), [one.batches > 0 for one in running], values)
         self.history.append(record)
 
     def _values(self, stage: Stage, running: Running) -> dict[str, Tensor]:

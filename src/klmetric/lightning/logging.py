@@ -6,7 +6,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from klmetric.lightning.framework import Trainer
-from klmetric.lightning.running import Running
 
 
 class Reduced(Metric):
@@ -32,12 +31,12 @@ def names_in_use(trainer: Trainer) -> set[str]:
     return {name for one in results.values() if not one.has_reset for name in results._forked_name(one, on_step=False)}
 
 
-def show_in_columns(loop: Any, running: list[Running], values: list[dict[str, Tensor]]) -> None:
+def show_in_columns(loop: Any, have_batches: list[bool], values: list[dict[str, Tensor]]) -> None:
     """Have the table that Lightning prints show each dataloader's own values in its column.
 
     It leaves `/dataloader_idx_N` out of the names there, and of several values of one name shows the last.
     """
     # A column each for the first dataloader and all others that have a batch.
-    seen = [own for index, (one, own) in enumerate(zip(running, values, strict=True)) if one.batches or index == 0]
+    seen = [own for k, (has_batch, own) in enumerate(zip(have_batches, values, strict=True)) if has_batch or k == 0]
     for own, column in zip(seen, loop._logged_outputs, strict=False):
         column |= {key: value for one in values for key, value in one.items() if one is not own} | own

@@ -9,9 +9,9 @@ from torch.distributions import Distribution
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
 
-from klmetric.accumulate.metric import Accumulator
+from klmetric.accumulate.loading import Loadable
 from klmetric.distributed import deal_of
-from klmetric.rows.inputs import Input
+from klmetric.rows.measure import Input
 
 # What merges states of other metrics so that one process can have those of all.
 _MERGE = {dim_zero_sum, dim_zero_cat, dim_zero_max, dim_zero_min}
@@ -63,7 +63,7 @@ class Running:
     def can_continue(self) -> bool:
         """Whether one process can take over the totals of all: not those that are averaged, or kept side by side."""
         return all(
-            metric._reductions and (isinstance(metric, Accumulator) or set(metric._reductions.values()) <= _MERGE)
+            metric._reductions and (isinstance(metric, Loadable) or set(metric._reductions.values()) <= _MERGE)
             for metric in metrics_of(self.metric)
         )
 
@@ -73,7 +73,7 @@ class Running:
         return len(metrics) == len(states) and all(
             metric._defaults  # a wrapper has none, and its metrics are not looked at
             and metric._defaults.keys() == state.keys()
-            and not (isinstance(metric, Accumulator) and metric._problem_of(state))
+            and not (isinstance(metric, Loadable) and metric.problem_of(state))
             for metric, state in zip(metrics, states, strict=True)
         )
 

@@ -5,17 +5,20 @@
 import copy
 import inspect
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.distributions import (
+    Categorical,
     Distribution,
     ExponentialFamily,
     Independent,
     LowRankMultivariateNormal,
     MultivariateNormal,
+    OneHotCategorical,
     TransformedDistribution,
     Wishart,
     constraints,
@@ -25,18 +28,24 @@ from torch.distributions.lowrank_multivariate_normal import _batch_capacitance_t
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 from torch.distributions.utils import lazy_property
 
-from klmetric.arithmetic.closed_forms import IN_PLACE_OF
 from klmetric.arithmetic.device import device_of_float64
-from klmetric.options import Options
+from klmetric.options import Format, Options
+from klmetric.rows.tensors import first_classes
+
+Form: TypeAlias = Callable[[Any, Any], Tensor]
+
+# Of classes: measured like tensors, from what they were made of.
+CATEGORICAL = (Categorical, OneHotCategorical)
 
 
-def kl_of_distributions(p: Distribution, q: Distribution, options: Options) -> Tensor:
+def kl_of_distributions(p: Distribution, q: Distribution, options: Options, forms: Mapping[Form, Form]) -> Tensor:
     """Divergence of each element of the batch in nats, in the direction of `options`.
 
     Args:
         p: reference.
         q: approximation; the two batch shapes broadcast.
         options: see `klmetric.kl_divergence`.
+        forms: closed forms to take, by those of torch that they take the place of.
 
     Returns:
         shape of the batch, in the dtype that the parameters promote to, at least float32; never negative, and NaN where
@@ -58,7 +67,7 @@ def kl_of_distributions(p: Distribution, q: Distribution, options: Options) -> T
     both = {"forward": [(exact_p, exact_q)], "reverse": [(exact_q, exact_p)]}
     pairs = both.get(options.direction) or both["forward"] + both["reverse"]
     try:
-        kl = torch.stack([_kl(a, b) for a, b in pairs])
+        kl = torch.stack([_kl(a, b, forms) for a, b in pairs])
     except NotImplementedError as error:
         raise TypeError(
             "The pair of distributions must have a KL divergence registered in torch.distributions."
@@ -72,7 +81,7 @@ def kl_of_distributions(p: Distribution, q: Distribution, options: Options) -> T
     return kl.clamp_min(0).sum(0).to(tensors[0].device if tensors else kl.device, dtype)
 
 
-def _kl(p: Distribution, q: Distribution) -> Tensor:
+def _kl(p: Distribution, q: Distribution, forms: Mapping[Form, Form]) -> Tensor:
     shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
     # Some forms of torch answer in the shape of p alone, or fail where that of q is the larger.
     p, q = (d if d.batch_shape == shape else d.expand(shape) for d in (p, q))
@@ -83,17 +92,17 @@ def _kl(p: Distribution, q: Distribution) -> Tensor:
         n = p.reinterpreted_batch_ndims
         if n != q.reinterpreted_batch_ndims:
             raise NotImplementedError
-        inner = _kl(p.base_dist, q.base_dist)
+        inner = _kl(p.base_dist, q.base_dist, forms)
         return inner.sum(tuple(range(-n, 0))) if n else inner
     if form is torchs._kl_transformed_transformed:
         assert isinstance(p, TransformedDistribution)
         assert isinstance(q, TransformedDistribution)
         if p.transforms != q.transforms or p.event_shape != q.event_shape:
             raise NotImplementedError
-        return _kl(p.base_dist, q.base_dist)
+        return _kl(p.base_dist, q.base_dist, forms)
     if form is NotImplemented:
         raise NotImplementedError
-    kl: Tensor = IN_PLACE_OF.get(form, form)(p, q)
+    kl: Tensor = forms.get(form, form)(p, q)
     for d in (p, q):
         if not d._validate_args and _is_of_torch(d):  # then torch has not looked at them
             kl = torch.where(_is_valid(d), kl, math.nan)
@@ -171,3 +180,22 @@ def _scale_tril(d: Any, given: str) -> Tensor:
     for axis, size in enumerate(rounded.shape[:-2]):
         matrix = matrix.narrow(axis, 0, size)
     return torch.linalg.cholesky(matrix) if given == "covariance_matrix" else _precision_to_scale_tril(matrix)
+
+
+def tensors_of(p: Distribution, q: Distribution, options: Options) -> tuple[Tensor, Tensor, Options]:
+    """The tensors that two categorical distributions were made from, and how to read them."""
+    (p_param, p_format), (q_param, q_format) = _parameter(p), _parameter(q)
+    options = replace(options, input_format=(p_format, q_format), dim=-1)
+    p_param, q_param = first_classes("p", p_param, options), first_classes("q", q_param, options)
+    if p_param.shape[-1] == q_param.shape[-1]:  # one prior for a batch of posteriors
+        shape = torch.broadcast_shapes(p_param.shape, q_param.shape)
+        p_param, q_param = p_param.expand(shape), q_param.expand(shape)
+    return p_param, q_param, options
+
+
+def _parameter(d: Distribution) -> tuple[Tensor, Format]:
+    # `.logits` of a distribution made from probabilities are clamped, `.probs` of one made from logits rounded: only
+    # `_param` is what it was made from.
+    own = d._categorical if isinstance(d, OneHotCategorical) else d
+    assert isinstance(own, Categorical)
+    return own._param, "probs" if own._param is vars(own).get("probs") else "logits"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from klmetric.options import Options
-from klmetric.rows.inputs import Rows
+from klmetric.rows.rows import Rows
 from klmetric.totals import histogram, pairs, vector
 from klmetric.totals.histogram import Histogram
 

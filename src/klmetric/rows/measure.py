@@ -1,0 +1,78 @@
+"""The one path from p, q and weight to the divergence of each row."""
+
+import math
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from klmetric.arithmetic.choose import kl_of_rows
+from klmetric.arithmetic.closed_forms import IN_PLACE_OF
+from klmetric.arithmetic.tracing import may_look
+from klmetric.options import Options
+from klmetric.rows.distributions import CATEGORICAL, kl_of_distributions, tensors_of
+from klmetric.rows.invalid import check_rows
+from klmetric.rows.rows import Rows
+from klmetric.rows.tensors import check_tensors, first_classes, warn_of_one_class, weight_of_rows
+
+Input: TypeAlias = Tensor | Distribution
+
+# From so many classes on, numpy finds the largest sooner than torch.
+WIDE = 64
+
+
+def measure(p: Input, q: Input, weight: Tensor | None, options: Options, asks_for_agreement: bool = False) -> Rows:
+    """Check the inputs and measure the divergence of each row, and whether its most likely class is the same."""
+    is_of_tensors = isinstance(p, Tensor)
+    if isinstance(p, Distribution) and isinstance(q, Distribution):
+        if not (isinstance(p, CATEGORICAL) and isinstance(q, CATEGORICAL)):
+            kl = kl_of_distributions(p, q, options, IN_PLACE_OF)
+            rows = Rows(kl, weight_of_rows(weight, kl))
+            check_rows(rows, None, options)
+            return rows
+        p, q, options = tensors_of(p, q, options)
+    elif isinstance(p, Distribution) or isinstance(q, Distribution):
+        raise TypeError(
+            "`p` and `q` must both be tensors or both be distributions."
+            f" Got {type(p).__name__} and {type(q).__name__}. Wrap the tensor: Categorical(probs=...)."
+        )
+    p, q = first_classes("p", p, options), first_classes("q", q, options)
+    check_tensors(p, q, options.dim)
+    if is_of_tensors and p.shape[options.dim] == 1 and not torch.compiler.is_compiling():
+        warn_of_one_class(p, options.dim, stacklevel=3)
+    if options.dim not in (-1, p.ndim - 1):
+        p, q = p.movedim(options.dim, -1), q.movedim(options.dim, -1)
+    kl = kl_of_rows(p, q, options)
+    agrees = most_likely(p) == most_likely(q) if asks_for_agreement else None
+    rows = Rows(kl, weight_of_rows(weight, kl), agrees)
+    check_rows(rows, (p, q), options)
+    return _without_gradient_of_left_out(rows, p, q, options)
+
+
+def most_likely(x: Tensor) -> Tensor:
+    """The first of the classes with the largest value, in each row."""
+    if x.device.type != "cpu":
+        return x.argmax(-1)
+    # torch looks for the place of a maximum one number at a time; numpy several, in wide rows of float32.
+    if x.dtype == torch.float32 and x.shape[-1] >= WIDE and x.ndim > 1:
+        return torch.from_numpy(x.detach().resolve_neg().numpy().argmax(-1))
+    return x.max(-1).indices
+
+
+def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Options) -> Rows:
+    """Keep NaN and infinite gradients of rows that do not count from reaching p and q.
+
+    A gradient of 0 that flows into such a row comes out as 0 times infinity. Only a row that was never there has none:
+    measure again with two equal rows in its place.
+    """
+    ignores = options.nan_strategy == "ignore"
+    if not rows.kl.requires_grad or (rows.weight is None and not ignores):
+        return rows
+    invalid = rows.kl.isnan()
+    left_out = rows.left_out | invalid if ignores else rows.left_out
+    if may_look(left_out) and not bool(left_out.any()):
+        return rows
+    mask = left_out.unsqueeze(-1)
+    kl = kl_of_rows(p.masked_fill(mask, 1), q.masked_fill(mask, 1), options)
+    return rows._replace(kl=kl.masked_fill(invalid & left_out, math.nan))

@@ -1,0 +1,133 @@
+"""What the tensors p, q and weight may be."""
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from klmetric.arithmetic.tracing import may_look
+from klmetric.options import Options
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
+    """Raise unless p and q are tensors of the same distributions, as far as can be told without their data."""
+    for name, x in (("p", p), ("q", q)):
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"`{name}` must be a torch.Tensor or a torch.distributions.Distribution. Got {type(x).__name__}."
+                + (" Convert it with torch.as_tensor." if x is not None else "")
+            )
+        _check_storage(name, x)
+        if not x.is_floating_point():
+            hint = "Class indices become probabilities by torch.nn.functional.one_hot(...).float()."
+            if x.dtype is torch.bool:
+                hint = "Masks of classes become probabilities by .float()."
+            elif x.is_complex():
+                hint = "If the imaginary parts are 0, take .real."
+            raise TypeError(
+                f"`{name}` must hold floating-point probabilities, log-probabilities or logits. Got {x.dtype}, shape"
+                f" {tuple(x.shape)}. {hint}"
+            )
+        if x.dtype not in DTYPES:
+            raise TypeError(
+                f"`{name}` must be float16, bfloat16, float32 or float64. Got {x.dtype}, shape {tuple(x.shape)}."
+                " Convert it with .float(), times its scale if it has one."
+            )
+    if p.shape != q.shape:
+        raise ValueError(
+            f"`q` must have the shape of `p`. Got p {tuple(p.shape)} and q {tuple(q.shape)}."
+            " Were both made with the same label set, of the same batch?"
+        )
+    if p.device != q.device:
+        raise ValueError(f"`p` and `q` must share a device. Got p on {p.device}, q on {q.device}. Use q.to(p.device).")
+    for name, x in (("p", p), ("q", q)):
+        _check_data(name, x)
+    if not -p.ndim <= dim < p.ndim:
+        raise ValueError(
+            f"`dim` must be an axis of the input. Got dim={dim} for shape {tuple(p.shape)}. Classes are mostly last."
+        )
+    if p.shape[dim] == 0:
+        raise ValueError(f"The class axis must not be empty. Got shape {tuple(p.shape)}, dim={dim}. Is `dim` right?")
+
+
+def first_classes(name: str, x: Tensor, options: Options) -> Tensor:
+    """The classes that count; what is no such tensor is left to `check_tensors`."""
+    classes, dim = options.classes, options.dim
+    is_plain = isinstance(x, Tensor) and x.layout is torch.strided and not x.is_nested
+    if classes is None or not is_plain or not -x.ndim <= dim < x.ndim:
+        return x
+    if classes > x.shape[dim]:
+        raise ValueError(
+            f"`classes` must be no more than both inputs have. Got classes={classes}, and `{name}` has"
+            f" {x.shape[dim]}: shape {tuple(x.shape)}, dim={dim}. Is `dim` right?"
+        )
+    return x.narrow(dim, 0, classes)
+
+
+def _check_storage(name: str, x: Tensor) -> None:
+    """Raise for a tensor that is more than one number for each place."""
+    if x.is_nested:
+        raise TypeError(
+            f"`{name}` must be one dense tensor. Got a nested one. Pad it with torch.nested.to_padded_tensor and leave"
+            " the padding out with `weight`, or measure its parts one by one."
+        )
+    if x.layout is not torch.strided:
+        raise TypeError(f"`{name}` must be dense. Got layout {x.layout}. Convert it with .to_dense().")
+    if x.is_quantized:
+        raise TypeError(f"`{name}` must hold plain numbers. Got {x.dtype}. Convert it with .dequantize().")
+
+
+def _check_data(name: str, x: Tensor) -> None:
+    """Raise for a tensor that claims to have data, but where the code is compiled, which is done on such."""
+    if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+        raise TypeError(
+            f"`{name}` must hold data. Got a FakeTensor, shape {tuple(x.shape)}, which has a shape alone. Make it"
+            " outside of FakeTensorMode; for the shape of the result, on the device 'meta'."
+        )
+
+
+def warn_of_one_class(x: Tensor, dim: int, stacklevel: int) -> None:
+    """Say what a class axis of length 1 comes to."""
+    warnings.warn(
+        f"With one class its probability is 1, and the divergence 0. Got shape {tuple(x.shape)}, dim={dim}. Of a"
+        " sigmoid, there are two classes: give torch.distributions.Bernoulli(logits=...) for p and q.",
+        stacklevel=stacklevel + 1,
+    )
+
+
+def weight_of_rows(weight: Tensor | None, kl: Tensor) -> Tensor | None:
+    """Check `weight` and spread it over the rows."""
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        raise TypeError(
+            f"`weight` must be a torch.Tensor. Got {type(weight).__name__}. Convert it with torch.as_tensor."
+        )
+    _check_storage("weight", weight)
+    if weight.is_complex():
+        raise TypeError(f"`weight` must be bool or real. Got {weight.dtype}. Take .real or .abs().")
+    if weight.is_floating_point() and weight.dtype not in DTYPES:
+        raise TypeError(
+            "`weight` must be bool, an integer, float16, bfloat16, float32 or float64."
+            f" Got {weight.dtype}. Convert it with .float()."
+        )
+    if weight.device not in (kl.device, torch.device("cpu")):
+        raise ValueError(
+            f"`weight` must be on the device of `p`, or on the CPU. Got weight on {weight.device} and p on {kl.device}."
+        )
+    _check_data("weight", weight)
+    if weight.shape != kl.shape[: weight.ndim]:
+        raise ValueError(
+            "`weight` must have one entry per sample or per row: its shape a prefix of the batch shape."
+            f" Got weight {tuple(weight.shape)} for batch shape {tuple(kl.shape)}. The class axis has no weights."
+        )
+    if may_look(weight) and weight.dtype is not torch.bool and not bool(((weight >= 0) & (weight < math.inf)).all()):
+        lowest = weight.min().item()
+        what = "NaN" if weight.isnan().any() else f"{lowest:g}" if lowest < 0 else "inf"
+        raise ValueError(f"`weight` must be finite and at least 0. Got {what}, shape {tuple(weight.shape)}.")
+    weight = weight.detach().to(kl.device, non_blocking=True)
+    return weight.reshape(weight.shape + (1,) * (kl.ndim - weight.ndim)).expand(kl.shape)
