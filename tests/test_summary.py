@@ -17,7 +17,7 @@ from torchmetrics.wrappers import MultioutputWrapper, Running
 from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
 from klmetric.options import Options
 from klmetric.rows.rows import Rows
-from klmetric.totals.vector import histogram, picture, sketch
+from klmetric.totals import histogram, picture, sketch
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 

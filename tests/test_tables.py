@@ -614,7 +614,7 @@ class TestLists:
             ({"l": pa.array([[]], pa.list_(pa.float64()))}, "Predictions must have rows and classes"),
             ({"l": pa.array([], pa.list_(pa.float64()))}, "Predictions must have rows and classes"),
         ],
-        ids=str,
+        ids=range(13),
     )
     def test_bad_lists(self, tmp_path, table, message):
         path = tmp_path / "p.parquet"
