@@ -31,7 +31,7 @@ def real_samples(loader: Any, start: int, size: int) -> Tensor:
         TypeError: for a data set, or numbers that are not whole.
         ValueError: for a negative `start` or `size`, or more samples than this process gets.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.data import DataLoader, DistributedSampler
         >>> from klmetric import KLDivergence

@@ -34,9 +34,9 @@ def kl_divergence(
     nan_strategy: NanStrategy = "propagate",
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""KL divergence of an approximation q from a reference p, never negative and accurate for near-equal rows.
+    """KL divergence of an approximation q from a reference p, never negative and accurate for near-equal rows.
 
-    .. math:: KL(p \| q) = \sum_c p_c \log\frac{p_c}{q_c}
+        KL(p‖q) = Σ_c p_c · log(p_c / q_c)
 
     (Kullback and Leibler: On Information and Sufficiency, 1951.) It takes the place of
     `torchmetrics.functional.regression.kl_divergence`: the first four arguments are the same.
@@ -72,7 +72,7 @@ def kl_divergence(
             without a registered divergence).
         ValueError: for a wrong shape, device, option or weight, and for bad rows with `nan_strategy="error"`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from klmetric import kl_divergence
         >>> p = torch.tensor([[0.36, 0.48, 0.16]])

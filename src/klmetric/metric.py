@@ -22,9 +22,9 @@ from klmetric.totals import vector
 
 
 class KLDivergence(Accumulator):
-    r"""KL divergence of an approximation q from a reference p, accumulated over batches, devices and processes.
+    """KL divergence of an approximation q from a reference p, accumulated over batches, devices and processes.
 
-    .. math:: KL(p \| q) = \sum_c p_c \log\frac{p_c}{q_c}
+        KL(p‖q) = Σ_c p_c · log(p_c / q_c)
 
     It takes the place of `torchmetrics.regression.KLDivergence`: the first two arguments are the same. Every batch adds
     to one float64 vector of totals, so the result depends neither on the batch size nor on the number of processes.
@@ -52,7 +52,7 @@ class KLDivergence(Accumulator):
         TypeError: for an input of the wrong kind. A call that raises changes nothing.
         ValueError: for a wrong shape, device, option or weight, and for bad rows with `nan_strategy="error"`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from klmetric import KLDivergence
         >>> metric = KLDivergence(input_format="logits")

@@ -32,7 +32,7 @@ QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
 
 class KLDivergenceSummary(Accumulator):
-    r"""The mean of the KL divergence, how sure it is, and how the divergence is spread over the rows.
+    """The mean of the KL divergence, how sure it is, and how the divergence is spread over the rows.
 
     It measures what `klmetric.KLDivergence` measures, of the same inputs, and keeps one vector of fixed size (64 KiB at
     the accuracy of 1 %), which is brought together in one collective. The result is the same for every batch size and
@@ -86,7 +86,7 @@ class KLDivergenceSummary(Accumulator):
         TypeError: for an input of the wrong kind. A call that raises changes nothing.
         ValueError: for a wrong shape, device, option or weight, and for bad rows with `nan_strategy="error"`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from klmetric import KLDivergenceSummary
         >>> metric = KLDivergenceSummary(input_format="logits", quantiles=(0.5, 0.99))

@@ -64,7 +64,7 @@ class KLDivergenceCallback(Callback):
         ValueError: for an unknown stage, a metric of `reduction="none"`, a name that something else is logged by, a key
             that the step does not return (naming those that it does), a batch that cannot be matched with its samples.
 
-    Example:
+    Examples:
         >>> from klmetric import KLDivergence
         >>> from klmetric.lightning import KLDivergenceCallback
         >>> kl = KLDivergenceCallback(KLDivergence(input_format="logits"), p="teacher", q="student")
