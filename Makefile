@@ -23,7 +23,7 @@ bench: $(INSTALLED)
 
 # The environment, made once and made again when what it holds changes.
 $(INSTALLED): pyproject.toml constraints.txt src/klmetric/_version.py
-	@echo "Installing into .venv: a few minutes, once."
+	@echo "Setting up .venv, once: it installs PyTorch and the rest without a word, which takes three to ten minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from side_by_side import report, table
 
-from klmetric.compare import Task, empty, measure_share
+from klmetric.command.comparison import Task
+from klmetric.command.measure import empty, measure_share
 from klmetric.options import Options
 from klmetric.saved import Choice, open_saved
 

@@ -5,7 +5,7 @@ import json
 from click.testing import Result
 from typer.testing import CliRunner
 
-from klmetric.cli import app
+from klmetric.command.cli import app
 
 
 def run(*arguments: object, code: int = 0, formats: str | None = "logits") -> Result:

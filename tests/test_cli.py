@@ -2,7 +2,6 @@
 
 import csv
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -51,14 +50,22 @@ def test_demo(tmp_path):
     done = klmetric("demo", "--devices", 2, "--epochs", 2, "--seed", 3, "--out", "there", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    one, two = (re.search(rf"with {n} process(?:es)? +val_kl = (\S+)", done.stdout)[1] for n in (1, 2))
-    assert float(one) == pytest.approx(float(two), rel=1e-6)
-    assert "The same number" in done.stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    cells = {row[0]: [float(cell) for cell in row[1:] if "%" not in cell] for row in rows[2:]}
+    (one, their_one), (two, their_two) = cells["with 1 process"], cells["with 2 processes"]
+    assert one == pytest.approx(two, rel=1e-6)
+    assert one == pytest.approx(their_one, rel=1e-5)
+    assert their_two < 0.6 * their_one
+    assert "klmetric: the same number" in done.stdout
+    for dtype, theirs_are_off in (("bfloat16", 1e-4), ("float16", 1e-2)):
+        exact, ours, theirs = cells[dtype]
+        assert ours == pytest.approx(exact, rel=3e-6)
+        assert theirs != pytest.approx(exact, rel=theirs_are_off)
     with (tmp_path / "there" / "metrics.csv").open() as file:
         values = [float(row["val_kl"]) for row in csv.DictReader(file)]
     assert len(values) == 2
     assert values[1] < values[0]
-    assert min(values) == pytest.approx(float(one), rel=1e-6)
+    assert min(values) == pytest.approx(one, rel=1e-6)
     assert (tmp_path / "there" / "val_kl.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "there" / "best.ckpt").exists()
 
@@ -157,6 +164,13 @@ def test_without_torch(tmp_path, arguments, status, text):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["p.npy", "q.npy"]
 
 
+@pytest.mark.parametrize("module", ["tables", "fitting", "terminal", "markdown", "formats", "limits", "output"])
+def test_what_shows_a_report_takes_plain_data(tmp_path, module):
+    code = f"import sys, klmetric.command.{module}; sys.exit(', '.join({{'torch', 'numpy'}} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_checker_of_imports_can_fail(predictions):
     command = [sys.executable, "-c", WITHOUT, "compare", "p.npy", "q.npy", "--input-format", "logits"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=predictions)
@@ -202,15 +216,15 @@ REPORTS = ("--json", "o.json", "--csv", "o.csv", "--plot", "o.png")
 @pytest.mark.parametrize(
     ("event", "end"),
     [
-        ("import", "klmetric.ending"),
-        ("import", "klmetric.cli"),
+        ("import", "klmetric.command.ending"),
+        ("import", "klmetric.command.cli"),
         ("import", "typer"),
         ("import", "rich"),
         ("open", ".tmp"),
         ("import", "torch"),
         ("import", "torch.nn"),
         ("import", "torchmetrics"),
-        ("import", "klmetric.compare_command"),
+        ("import", "klmetric.command.compare"),
         ("open", "p.npy"),
         ("import", "matplotlib"),
         ("import", "matplotlib.pyplot"),
@@ -270,7 +284,7 @@ def test_a_full_disk(predictions):
     """Files may have no more than a few bytes. What was there stays, and everything else is written."""
     # From the first place that is written to on, and not where the places are tried.
     room = """
-import klmetric.whole as whole, resource, signal
+import klmetric.command.whole as whole, resource, signal
 write = whole.write_whole
 def with_little_room(path, data):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -25,7 +25,7 @@ from trained import digits, text
 from typer.testing import CliRunner
 
 from klmetric import KLDivergence, KLDivergenceSummary
-from klmetric.cli import app
+from klmetric.command.cli import app
 from klmetric.llama import storage_error
 
 # What the library makes of the same numbers.
@@ -826,16 +826,16 @@ def test_bad_rows_on_one_process(files, tmp_path, three_processes):
 # Reads the models as ever, and sends SIGINT to itself once as many batches have been added.
 INTERRUPTED = """
 import os, signal, sys
-from klmetric import compare
+from klmetric.command import measure
 from klmetric.__main__ import main
-count, add = int(sys.argv.pop(1)), compare._add
+count, add = int(sys.argv.pop(1)), measure._add
 def added(result, *rows):
     global count
     add(result, *rows)
     count -= 1
     if count == 0:
         os.kill(os.getpid(), signal.SIGINT)
-compare._add = added
+measure._add = added
 main()
 """
 

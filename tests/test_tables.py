@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from klmetric import beside, columns, saved, tables
-from klmetric.cli import app
+from klmetric.command.cli import app
 
 ROWS, CLASSES = 40, 11
 RNG = np.random.default_rng(0)

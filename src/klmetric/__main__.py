@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command, or say what it needs."""
     try:
-        from klmetric.ending import leave, on_ctrl_c
+        from klmetric.command.ending import leave, on_ctrl_c
 
         on_ctrl_c(leave)
     except KeyboardInterrupt:  # which had no time yet
@@ -16,11 +16,11 @@ def main() -> None:
 
 
 def _run() -> None:
-    from klmetric.ending import BAD_INPUT, DONE, discard_output, make_printable
+    from klmetric.command.ending import BAD_INPUT, DONE, discard_output, make_printable
 
     make_printable()
     try:
-        from klmetric.cli import app
+        from klmetric.command.cli import app
 
         try:
             app()

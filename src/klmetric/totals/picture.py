@@ -1,6 +1,5 @@
 """The picture of a summary: how the divergence is spread over the rows."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from klmetric.totals.histogram import Histogram
 # The most bars to draw.
 BARS = 60
 # What has no place on a logarithmic axis.
-_BESIDE = {"0": histogram.ZERO, "infinite": histogram.INFINITE}
+BESIDE = {"0": histogram.ZERO, "infinite": histogram.INFINITE}
 
 
 def draw(ax: Any, divergences: Histogram, values: dict[str, float], unit: float, unit_name: str) -> Any:
@@ -39,7 +38,7 @@ def draw(ax: Any, divergences: Histogram, values: dict[str, float], unit: float,
     n = counts.sum().item()
     if counts[1:-1].sum():
         edges, numbers = bars(divergences)
-        _stairs(ax, edges / unit, 100 * numbers / n, fill=True, color="0.75")
+        stairs(ax, edges / unit, 100 * numbers / n, fill=True, color="0.75")
     marks = {name: value for name, value in values.items() if name == "mean" or _is_quantile(name)}
     colors = plt.get_cmap("viridis")(torch.linspace(0.9, 0, max(1, len(marks) - 1)).tolist())
     for k, (name, value) in enumerate(marks.items()):
@@ -49,42 +48,16 @@ def draw(ax: Any, divergences: Histogram, values: dict[str, float], unit: float,
             ax.axvline(value, label=label, **style)
         else:  # beside the axis
             ax.plot([], [], label=label, **style)
-    for name, place in _BESIDE.items():
+    for name, place in BESIDE.items():
         if counts[place]:
             ax.plot([], [], " ", label=f"{100 * counts[place].item() / n:.3g} % are {name}")
-    _finish(ax, unit_name)
+    finish(ax, unit_name)
     ax.legend()
     return ax.get_figure(), ax
 
 
-def draw_several(ax: Any, models: Mapping[str, tuple[Histogram, float]], unit: float, unit_name: str) -> Any:
-    """Draw the distributions of several models as outlines over one another, with their means.
-
-    Args:
-        ax: a matplotlib axis.
-        models: the divergences of the rows and their mean in `unit`, by name.
-        unit: in nats.
-        unit_name: its name.
-    """
-    for k, (name, (divergences, mean)) in enumerate(models.items()):
-        counts = divergences.counts
-        n, color = counts.sum().item(), f"C{k % 10}"
-        beside = [f"{100 * counts[i].item() / n:.3g} % are {what}" for what, i in _BESIDE.items() if n and counts[i]]
-        name = name.replace("$", r"\$")  # which would begin a formula
-        name = f" {name}" if name.startswith("_") else name  # which would hide it
-        label = "; ".join([f"{name}: mean = {mean:.3g}", *beside])
-        if counts[1:-1].sum():
-            edges, numbers = bars(divergences)
-            _stairs(ax, edges / unit, 100 * numbers / n, color=color, linewidth=1.5, label=label)
-        else:
-            ax.plot([], [], color=color, label=label)
-        if 0 < mean < float("inf"):
-            ax.axvline(mean, color=color, linestyle="--", linewidth=1)
-    _finish(ax, unit_name)
-    ax.legend(fontsize="small")
-
-
-def _stairs(ax: Any, edges: Tensor, shares: Tensor, **style: Any) -> None:
+def stairs(ax: Any, edges: Tensor, shares: Tensor, **style: Any) -> None:
+    """Draw shares of the rows between edges, as `bars` has them."""
     # By their widths, which differ a little, and from one picture to another: so that heights compare.
     ax.stairs(shares / edges.log2().diff(), edges, **style)
     if edges[0] < 1e-280 or edges[-1] > 1e280:  # a margin would end beyond the numbers there are
@@ -92,7 +65,8 @@ def _stairs(ax: Any, edges: Tensor, shares: Tensor, **style: Any) -> None:
     ax.set_xscale("log")
 
 
-def _finish(ax: Any, unit_name: str) -> None:
+def finish(ax: Any, unit_name: str) -> None:
+    """Name the axes."""
     ax.set_xlabel(f"KL divergence of a row ({unit_name})")
     ax.set_ylabel("rows (% per doubling)")
     ax.grid(alpha=0.3)

@@ -43,6 +43,21 @@ def ctrl_c(handler: Callable[..., object]) -> Iterator[None]:
         on_ctrl_c(before)
 
 
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C ends the measuring after the batch that is being read; a second one ends the program."""
+    is_interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.getsignal(signal.SIGINT)
+    with ctrl_c(interrupt):
+        yield lambda: is_interrupted
+
+
 def leave_with_processes() -> None:
     """From here on, Ctrl-C ends this process and all that it starts, of which only this one says so.
 

@@ -1,21 +1,16 @@
 """What `klmetric compare` was given, checked as far as can be without torch, whose import takes seconds."""
 
-import math
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from klmetric.command.limits import parsed
+from klmetric.command.whole import try_place
 from klmetric.input_error import InputError, check_is_there
-from klmetric.options import FORMATS, Options, check_base, check_choice, check_options, quantile_name
-from klmetric.whole import try_place
+from klmetric.options import FORMATS, Options, check_base, check_choice, check_options
 
 PICTURES = (".png", ".svg", ".pdf")
-# A value of the report and a number.
-LIMIT = re.compile(r"(?P<key>[a-z][\w.]*)=(?P<limit>\S+)")
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ def check(arguments: Arguments) -> None:
 
 def limits_of(arguments: Arguments) -> tuple[dict[str, float], dict[str, float]]:
     """The limits of the values above which, and below which, the command fails."""
-    return _limits(arguments.fail_above, min), _limits(arguments.fail_below, max)
+    return parsed(arguments.fail_above, min), parsed(arguments.fail_below, max)
 
 
 def options_of(arguments: Arguments) -> Options:
@@ -101,37 +96,3 @@ def options_of(arguments: Arguments) -> Options:
         return check_options(False, formats, -1, *rest)
     except ValueError as error:
         raise InputError(str(error)) from error
-
-
-_COUNTS = ("count", "infinite", "invalid")
-
-
-def _limits(given: list[str] | None, tightest: Callable[[float, float], float]) -> dict[str, float]:
-    """The limit of each value."""
-    parsed: dict[str, float] = {}
-    for text in (part for limit in given or [] for part in re.split(r"[,\s]+", limit.strip())):
-        match = LIMIT.fullmatch(text)
-        try:
-            # p99.9 as the table has it, or p99_9 as the report has it.
-            key, limit = (match["key"].replace(".", "_"), float(match["limit"])) if match else ("", math.nan)
-        except ValueError:
-            key, limit = "", math.nan
-        if not key or math.isnan(limit):
-            raise InputError(f"A limit must be a value and a number, as mean=0.01. Got {text!r}.")
-        quantile = quantile_of(key)
-        key = key if quantile is None else quantile_name(quantile)
-        if key not in ("mean", "stderr", "low", "high", "max", "agreement", *_COUNTS) and quantile is None:
-            raise InputError(
-                f"A limit must be of mean, stderr, low, high, max, agreement, {', '.join(_COUNTS)}, or of a quantile,"
-                f" as p99_9. Got {key!r}."
-            )
-        parsed[key] = tightest(parsed.get(key, limit), limit)
-    return parsed
-
-
-def quantile_of(key: str) -> float | None:
-    """The quantile that a key names."""
-    if not re.fullmatch(r"p\d+(_\d+)?", key):
-        return None
-    share = Decimal(key[1:].replace("_", ".")) / 100
-    return float(share) if share <= 1 else None

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
-from klmetric.ending import ctrl_c
+from klmetric.command.ending import ctrl_c
 from klmetric.input_error import InputError
 
 # As much as a report may take, or its picture.

@@ -1,0 +1,164 @@
+"""What is asked of predictions: are they such, of the same rows and classes, and in the format that was said?"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klmetric.options import Format, Options
+from klmetric.rows.invalid import fault
+from klmetric.saved import InputError, Saved
+
+
+def check_array(saved: Saved) -> None:
+    """Raise unless the array may be of predictions."""
+    if len(saved.shape) < 2:
+        raise InputError(
+            f"Predictions must be of (rows, classes) or (samples, positions, classes). Got shape {saved.shape} in"
+            f" {saved.name}. Are they class indices?"
+        )
+    if saved.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        hint = "Convert them." if saved.dtype.is_floating_point else "Are they class indices?"
+        raise InputError(
+            "Predictions must be float16, bfloat16, float32 or float64. Got"
+            f" {str(saved.dtype).removeprefix('torch.')} in {saved.name}. {hint}"
+        )
+    if saved.classes == 1:
+        raise InputError(
+            f"Predictions must have two classes or more. Got shape {saved.shape} in {saved.name}: with one, every"
+            " divergence is 0. Of a sigmoid, save both classes: x and 1 - x, or the logits 0 and x."
+        )
+    if not saved.rows or not saved.classes:
+        raise InputError(f"Predictions must have rows and classes. Got shape {saved.shape} in {saved.name}.")
+
+
+def check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
+    """Raise unless both are of the same classes and rows, as far as their shapes and tokens say."""
+    fewest, most = sorted((reference.classes, model.classes))
+    if classes is not None and classes > fewest:
+        raise InputError(
+            f"--classes must be no more than every file has. Got {classes}, and {reference.name} has"
+            f" {reference.classes}, {model.name} {model.classes}."
+        )
+    if fewest != most and classes is None:
+        hint = f"If the last {most - fewest} are padding, say --classes {fewest}."
+        if reference.shape[:-1] != model.shape[:-1]:
+            hint = "Is one of them transposed, or of other data?"
+        raise InputError(
+            f"Both must have the same classes. Got shape {reference.shape} in {reference.name} and {model.shape} in"
+            f" {model.name}. {hint}"
+        )
+    if (reference.ids is None) != (model.ids is None):
+        raise InputError(f"--id is for tables. Got {reference.name} and {model.name}, one of which is none.")
+    if reference.shape[:-1] != model.shape[:-1] and reference.ids is None:
+        raise InputError(
+            f"Both must have the same rows. Got shape {reference.shape} in {reference.name} and {model.shape} in"
+            f" {model.name}. Are they of the same data?"
+        )
+    if reference.tokens is not None and model.tokens is not None:
+        if len(reference.tokens) != len(model.tokens):
+            raise InputError(
+                f"Both must have contexts of the same length. Got others in {reference.name} and {model.name}."
+            )
+        other = (reference.tokens != model.tokens).nonzero()[0]
+        if len(other):
+            raise InputError(
+                f"Both must be of the same tokens. Got {reference.tokens[other[0]]} in {reference.name} and"
+                f" {model.tokens[other[0]]} in {model.name} as token {other[0]}. Were they made from the same text?"
+            )
+
+
+def check_lengths(reference: Saved, model: Saved) -> None:
+    """Of samples that are in the same order."""
+    ours, theirs = (saved.lengths(0, saved.shape[0]) for saved in (reference, model))
+    if len(other := (ours != theirs).nonzero()):
+        k = int(other[0])
+        raise InputError(
+            f"Both must have samples of the same lengths. Got {ours[k]} and {theirs[k]} rows in sample {k} of"
+            f" {reference.name} and {model.name}. Are they of the same data?"
+        )
+
+
+def check_order(reference: Saved, model: Saved) -> None:
+    """Ask where a column that is no class says that the rows are the same, in another order."""
+    for name in reference.others:
+        if name in model.others:
+            ours, theirs = reference.others[name](), model.others[name]()
+            is_key = len(np.unique(ours)) == len(ours)
+            if is_key and not np.array_equal(ours, theirs) and np.array_equal(np.sort(ours), np.sort(theirs)):
+                raise InputError(
+                    f"Rows must be in the same order. Got the same values of the column {name!r} in another order in"
+                    f" {reference.name} and {model.name}. Align them with --id {name}; or --no-check."
+                )
+
+
+def looks_like(saved: Saved) -> str:
+    """What the first rows look like."""
+    x = saved.read(0, min(saved.rows, 16)).double()
+    sums = x.sum(-1)
+    if bool((x >= 0).all()) and bool(((sums - 1).abs() < 0.02).all()):
+        return f"{saved.name} looks like probs: nothing is negative, and rows add up to 1."
+    if bool((x <= 1e-3).all()) and bool((x.logsumexp(-1).abs() < 0.02).all()):
+        return f"{saved.name} looks like log_probs: the exponentials of a row add up to 1."
+    return f"{saved.name} looks like logits: rows do not add up to 1."
+
+
+def check_format(saved: Saved, x: Tensor, formats: tuple[Format, Format], k: int) -> None:
+    """Ask where the numbers look like another format than was said: nothing is guessed."""
+
+    def better(its_format: Format) -> str:
+        pair = [its_format if i == k else formats[i] for i in range(2)]
+        return f"--input-format {','.join(dict.fromkeys(pair))}"
+
+    x = x.double()
+    x = x[~x.isnan().any(-1)]
+    if not x.numel():
+        return
+    negative, sums = bool((x < 0).any()), x.sum(-1)
+    are_sums_1 = bool(((sums - 1).abs() < 0.02).all())
+    if formats[k] == "probs" and negative:
+        are_logs = bool((x <= 0).all())
+        what = "log-probabilities" if are_logs else "logits"
+        raise InputError(
+            f"Probabilities must not be negative. Got {x.min().item():g} in {saved.name}. Are they {what}? Then say so"
+            f" with {better('log_probs' if are_logs else 'logits')}."
+        )
+    if formats[k] == "probs" and not bool(((sums - 1).abs() < 0.5).all()):
+        raise InputError(
+            f"Probabilities should add up to 1. Got {sums[(sums - 1).abs().argmax()].item():g} in {saved.name}. Are"
+            f" they logits? Then say so with {better('logits')}; if they are only not normalised, with --no-check."
+        )
+    if formats[k] != "probs" and not negative and are_sums_1:
+        raise InputError(
+            f"{saved.name} looks like probabilities: nothing in it is negative, and rows add up to 1. If so, say"
+            f" {better('probs')}; if they are {formats[k]} all the same, --no-check."
+        )
+
+
+def check_rows(
+    reference: Saved, model: Saved, p: Tensor, q: Tensor, kl: Tensor, counts: Tensor, options: Options, start: int
+) -> None:
+    """Raise for the first row, of those that count, which is no distribution; they are numbered from `start` on."""
+    bad = (kl.isnan() & counts).nonzero()
+    if not len(bad):
+        return
+    i = int(bad[0, 0])
+    sample = reference.sample_at(start + i)
+    position = start + i - reference.first_row(sample)
+    where = f"sample {sample}, position {position}" if len(reference.shape) > 2 else f"row {sample}"
+    both = zip((reference, model), (p, q), options.input_format, strict=True)
+    faults = [(saved.name, fault(x[i], input_format)) for saved, x, input_format in both]
+    name, reason = next(((name, text) for name, text in faults if text), (model.name, "has a divergence of NaN"))
+    raise InputError(
+        f"Every row must be a distribution. Got {where} of {name}, which {reason}. Leave such rows out with"
+        " --nan-strategy ignore, or with --mask."
+    )
+
+
+def check_nothing_is_clipped(saved: Saved, is_clipped: Tensor, options: Options) -> None:
+    """Raise where a temperature meets clipped classes."""
+    if count := int(is_clipped.any(-1).sum()):
+        raise InputError(
+            "--temperature must be 1 where log-probabilities are clipped: their sum is known, and that of their powers"
+            f" is not. Got {options.temperature:g}, and {count:,} such rows at once in {saved.name}. Save the logits"
+            " themselves."
+        )

@@ -1,0 +1,86 @@
+"""`klmetric compare`: from the arguments, which have been checked, to the exit status."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from klmetric.command.arguments import Arguments, limits_of
+from klmetric.command.comparison import Comparison, Task
+from klmetric.command.ending import BAD_INPUT, DONE, FAILED, INTERRUPTED, interruptible
+from klmetric.command.limits import exceeded
+from klmetric.command.measure import empty, measure_share
+from klmetric.command.opening import names_of, open_task
+from klmetric.command.output import write
+from klmetric.command.picture import picture, pyplot_for_files
+from klmetric.command.processes import merge_over_processes, processes_of_this_run
+from klmetric.command.progress import progress
+from klmetric.command.report import as_dict
+from klmetric.input_error import InputError
+
+
+def run_compare(arguments: Arguments) -> int:
+    """Do what the command says, and return its exit status.
+
+    Raises:
+        InputError: for what cannot be measured, or written.
+    """
+    with processes_of_this_run() as (rank, processes):
+        return _run(arguments, rank, processes)
+
+
+def _run(arguments: Arguments, rank: int, processes: int) -> int:
+    above, below = limits_of(arguments)
+    task = open_task(arguments, {**above, **below})
+    names = names_of(arguments.paths[1:])
+    plot = arguments.plot_file
+    if plot is not None:
+        pyplot_for_files()  # which may be missing
+    result, have_all = _measured(task, rank, processes)
+    if not have_all:
+        return BAD_INPUT  # which another process explains
+    if rank:
+        return _status(result, [])
+    if not result.samples:
+        print("Interrupted. No sample was measured.", file=sys.stderr)
+        return INTERRUPTED
+    report = as_dict(result, names, _more_options(arguments))
+    failed = exceeded(report, above, below)
+    report["limits"] = {"above": above, "below": below, "failed": failed}
+    faults = write(arguments, report, lambda: picture(plot.suffix if plot else "", result, names, report))
+    if result.is_partial:
+        print(f"Interrupted: this is of {result.samples:,} of {task.samples:,} samples.", file=sys.stderr)
+    for sentence in failed:
+        print(f"Failed: {sentence}", file=sys.stderr)
+    if faults:
+        raise InputError("\n".join(faults))
+    return _status(result, failed)
+
+
+def _measured(task: Task, rank: int, processes: int) -> tuple[Comparison, bool]:
+    """What all processes have measured, and whether all of them have.
+
+    Raises:
+        InputError: if this process could not; after the others have heard of it, or they would wait.
+    """
+    result = empty(task)
+    rows = task.reference.first_row(task.samples) // processes
+    failure: InputError | None = None
+    with interruptible() as is_interrupted, progress(rows, rank, processes) as advance:
+        try:
+            measure_share(result, rank, processes, advance, is_interrupted)
+        except InputError as error:
+            failure = error
+    have_all = processes == 1 or merge_over_processes(result, rank, processes, failure is not None)
+    if failure is not None:
+        raise failure
+    return result, have_all
+
+
+def _more_options(arguments: Arguments) -> dict[str, Any]:
+    """What decides a report, besides the options of the metric."""
+    names = ("key", "columns", "header", "id_column", "documents", "limit", "mask", "weight", "groups")
+    return {name: str(x) if isinstance(x := getattr(arguments, name), Path) else x for name in names}
+
+
+def _status(result: Comparison, failed: list[str]) -> int:
+    return INTERRUPTED if result.is_partial else FAILED if failed else DONE

@@ -1,0 +1,135 @@
+"""What is to be compared, and what it comes to: the values that the command works on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from klmetric.llama import storage_error
+from klmetric.options import Options, check_base
+from klmetric.saved import Saved
+from klmetric.totals import paired, pairs, vector
+
+if TYPE_CHECKING:
+    from klmetric.summary import KLDivergenceSummary
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to compare, and how.
+
+    Attributes:
+        reference: p.
+        models: each of them q, in turn.
+        options: what is measured of a row, as in `klmetric.KLDivergence`.
+        base: of the logarithm.
+        quantiles: to report.
+        top: how many of the worst rows.
+        weight: gives the weights of rows from one number to another.
+        labels: gives the groups of them, as numbers of `label_names`.
+        label_names: of the groups.
+        classes: how many of the first classes to take; None for all.
+        samples: how many of the first samples to take.
+        batch_rows: rows that a thread reads at once; None for a few MiB.
+        is_checked: whether to look at the first rows for another format than was said.
+    """
+
+    reference: Saved
+    models: list[Saved]
+    options: Options
+    base: float | None
+    quantiles: tuple[float, ...]
+    top: int
+    weight: Callable[[int, int], Tensor] | None
+    labels: Callable[[int, int], Tensor] | None
+    label_names: list[str]
+    classes: int | None
+    samples: int
+    batch_rows: int | None
+    is_checked: bool = True
+
+    def share(self, rank: int, processes: int) -> tuple[int, int]:
+        """The first sample of a process, and that of the next one in the order of the ranks."""
+        return rank * self.samples // processes, (rank + 1) * self.samples // processes
+
+
+@dataclass
+class Measured:
+    """What one model comes to.
+
+    Attributes:
+        saved: its predictions.
+        summary: of all rows.
+        groups: of the rows of each group, by its label.
+        step: the coarsest grid that log-probabilities were rounded to; 0 where they were not.
+        clipped: over the rows, the sums of what p has, and q has, in classes that are clipped, as
+            `klmetric.totals.pairs`.
+    """
+
+    saved: Saved
+    summary: "KLDivergenceSummary"
+    groups: "dict[str, KLDivergenceSummary]" = field(default_factory=dict)
+    step: float = 0.0
+    clipped: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+
+    @property
+    def summaries(self) -> "list[KLDivergenceSummary]":
+        """All of them."""
+        return [self.summary, *self.groups.values()]
+
+
+@dataclass
+class Comparison:
+    """What was measured.
+
+    Attributes:
+        task: what was asked for.
+        models: what each of them comes to.
+        differences: for each pair of models (i, j), the sums of `klmetric.totals.paired` over the rows that count for
+            all.
+        samples: how many were measured.
+        step: as in `Measured`, of the reference.
+    """
+
+    task: Task
+    models: list[Measured]
+    differences: dict[tuple[int, int], Tensor]
+    samples: int = 0
+    step: float = 0.0
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it was ended before all samples were measured."""
+        return self.samples < self.task.samples
+
+    @property
+    def unit(self) -> float:
+        """The nats in one unit."""
+        return check_base(self.task.base)
+
+    def difference(self, i: int, j: int) -> tuple[float, float]:
+        """Mean of model i less that of model j, over the same rows, and its standard error, in the unit of `base`."""
+        sign = 1 if i < j else -1
+        mean, error = paired.difference(self.differences[min(i, j), max(i, j)])
+        return sign * mean / self.unit + 0.0, error / self.unit  # not -0
+
+    def storage_error(self, measured: Measured) -> tuple[float, float] | None:
+        """What rounding in the files can add to the mean, in the unit of `base`; None where nothing was rounded."""
+        if not (self.step or measured.step):
+            return None
+        mean = vector.value(measured.summary.totals.tolist(), "mean", "ignore")
+        usual, largest = storage_error(self.step, measured.step, mean)
+        return usual / self.unit, largest / self.unit
+
+    def clipped(self, measured: Measured) -> tuple[float, float] | None:
+        """The mean mass of p, and of q, in classes that are clipped; None where none is."""
+        weight = measured.summary.totals[vector.WEIGHT].item()
+        p, q, *_ = measured.clipped.tolist()
+        return (p / weight, q / weight) if p or q else None
+
+
+def together(*sums: Tensor) -> Tensor:
+    """Sums of `klmetric.totals.pairs` merged."""
+    return torch.tensor(pairs.merge([part.tolist() for part in sums]), dtype=torch.float64)

@@ -1,0 +1,142 @@
+"""Saved predictions of several models measured against a reference, in one pass and in constant memory."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from klmetric.command.batch import Batch, Read, measure_batch
+from klmetric.command.comparison import Comparison, Measured, Task, together
+from klmetric.rows.rows import Rows
+from klmetric.summary import KLDivergenceSummary
+from klmetric.totals import paired, pairs
+
+# Bytes of one file that are held at once, by all threads.
+BATCHES = 2**25
+# More would wait for Python.
+MOST_THREADS = 16
+# Rows of samples of different lengths that are added at once, each sample as long as the longest.
+PADDED = 2**20
+
+
+def empty(task: Task) -> Comparison:
+    """Nothing measured yet."""
+
+    def summary() -> KLDivergenceSummary:
+        options = {name: getattr(task.options, name) for name in ("input_format", "direction", "temperature", "eps")}
+        # Rows that are no distributions have been refused before they come here, or are left out.
+        one = KLDivergenceSummary(
+            **options,
+            base=task.base,
+            nan_strategy="ignore",
+            quantiles=task.quantiles,
+            top=task.top,
+            sync_on_compute=False,
+        )
+        one.set_dtype(torch.float64)
+        return one
+
+    models = [Measured(saved, summary(), {name: summary() for name in task.label_names}) for saved in task.models]
+    return Comparison(task, models, {pair: paired.empty() for pair in combinations(range(len(models)), 2)})
+
+
+def measure_share(
+    result: Comparison, rank: int, processes: int, advance: Callable[[int], None], is_interrupted: Callable[[], bool]
+) -> None:
+    """Measure this process's share of the samples, the next one in the order of the ranks.
+
+    Args:
+        result: to add to. Whatever happens, it holds whole samples, of all models.
+        rank: of this process.
+        processes: how many share the samples.
+        advance: is called with the number of rows after each batch.
+        is_interrupted: whether to end after this batch.
+
+    Raises:
+        InputError: for rows that are no distributions, and files that cannot be read.
+    """
+    reference = result.task.reference
+    sample, end = result.task.share(rank, processes)
+    at_once = end if reference.starts is None else max(1, PADDED // reference.positions)
+    row = reference.first_row(sample)
+    pending: Batch | None = None
+    for batch in _batches(result.task, row, reference.first_row(end), is_interrupted):
+        pending = batch if pending is None else Batch.joined(pending, batch)
+        while (whole := min(end, reference.sample_at(row + len(pending)), sample + at_once)) > sample:
+            rows = reference.first_row(whole) - row
+            _add(result, pending.part(slice(rows)), reference.lengths(sample, whole))
+            pending = pending.part(slice(rows, None))
+            sample, row = whole, row + rows
+        advance(len(batch))
+
+
+def _batches(task: Task, row: int, end: int, is_interrupted: Callable[[], bool]) -> Iterator[Batch]:
+    """The rows from one number to another, measured by several threads, in order.
+
+    Threads that each measure a batch of their own do not wait for one another, as those do that share each operation on
+    one batch: where other programs hold the cores, waiting takes most of the time.
+    """
+    reference = task.reference
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    of_a_row = reference.classes * reference.dtype.itemsize
+    size = task.batch_rows or max(1, BATCHES // (threads + 2) // of_a_row)
+    running: deque[Future[Batch]] = deque()
+    is_first = True
+    with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
+        try:
+            while (row < end and not is_interrupted()) or running:
+                while row < end and len(running) <= threads and not is_interrupted():
+                    stop = min(end, row + size)
+                    read = _read_in_order(task, row, stop)
+                    running.append(pool.submit(measure_batch, task, row, stop, read, is_first))
+                    row, is_first = stop, False
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _read_in_order(task: Task, start: int, stop: int) -> Read:
+    every = (task.reference, *task.models)
+    return Read(
+        torch.ones(stop - start) if task.weight is None else task.weight(start, stop),
+        torch.zeros(stop - start, dtype=torch.int64) if task.labels is None else task.labels(start, stop),
+        {id(saved): saved.read(start, stop) for saved in every if saved.is_sequential},
+    )
+
+
+def _add(result: Comparison, rows: Batch, lengths: Tensor) -> None:
+    """Add samples that are whole, of so many rows each."""
+    task = result.task
+    positions, is_even = task.reference.positions, task.reference.starts is None
+
+    def of_samples(x: Tensor) -> Tensor:
+        """As (samples, positions), each filled up with 0 to the longest of all: no sum depends on others."""
+        if is_even:
+            return x.reshape(-1, positions)
+        places = torch.arange(positions) < lengths.unsqueeze(-1)
+        return x.new_zeros(places.shape).masked_scatter_(places, x)
+
+    weight, labels = of_samples(rows.weight), of_samples(rows.labels)
+    for k, measured in enumerate(result.models):
+        kl, agrees = of_samples(rows.kl[k]), of_samples(rows.agrees[k])
+        measured.summary.add_rows(Rows(kl, None if is_even and task.weight is None else weight, agrees))
+        for number, group in enumerate(measured.groups.values()):
+            # Of all samples, so that they keep their numbers.
+            group.add_rows(Rows(kl, torch.where(labels == number, weight, 0), agrees))
+        if bool(rows.clipped[k].any()):
+            masses = torch.where(rows.kl[k].isnan(), 0, rows.clipped[k]) * rows.weight
+            batch = torch.stack([pairs.total(mass) for mass in masses.double()], 1).flatten()
+            measured.clipped = together(measured.clipped, batch)
+    # Of the rows that count for all models.
+    common = of_samples(torch.where(rows.kl.isnan().any(0), 0, rows.weight)).double()
+    for (i, j), sums in result.differences.items():
+        batch = paired.of_rows(of_samples(rows.kl[i]), of_samples(rows.kl[j]), common)
+        result.differences[i, j] = together(sums, batch)
+    result.samples += len(lengths)
+    result.step = max(result.step, rows.steps[0])
+    for measured, step in zip(result.models, rows.steps[1:], strict=True):
+        measured.step = max(measured.step, step)

@@ -1,0 +1,64 @@
+"""What is printed and written of a report: all that can be."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from klmetric.command.arguments import Arguments
+from klmetric.command.ending import discard_output
+from klmetric.command.fitting import PAGE
+from klmetric.command.formats import to_csv, to_json
+from klmetric.command.markdown import to_markdown
+from klmetric.command.terminal import show
+from klmetric.command.whole import write_whole
+from klmetric.input_error import InputError
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller: rich would end the program, with a status that means something else here."""
+        raise BrokenPipeError
+
+
+def write(arguments: Arguments, report: dict[str, Any], draw: Callable[[], bytes]) -> list[str]:
+    """Print and write all that can be, and return what is to be said of the rest.
+
+    Args:
+        arguments: where to.
+        report: as plain data.
+        draw: gives the picture.
+    """
+    faults = []
+    try:
+        if str(arguments.json_file) == "-":
+            sys.stdout.write(to_json(report))
+        elif arguments.markdown:
+            sys.stdout.write(to_markdown(report))
+        else:
+            # In a file or a pipe there is room.
+            width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PAGE
+            show(report, _Console(width=width, emoji=False))
+        sys.stdout.flush()
+    except OSError as error:
+        if told := discard_output(error):
+            faults.append(told)
+    files: list[tuple[Path | None, Callable[[], bytes]]] = [
+        (arguments.json_file, lambda: _encoded(to_json(report))),
+        (arguments.csv_file, lambda: _encoded(to_csv(report))),
+        (arguments.plot_file, draw),
+    ]
+    for path, content in files:
+        if path is not None and str(path) != "-":
+            try:
+                write_whole(path, content())
+            except InputError as error:
+                faults.append(str(error))
+    return faults
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
