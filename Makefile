@@ -23,7 +23,7 @@ bench: $(INSTALLED)
 
 # The environment, made once and made again when what it holds changes.
 $(INSTALLED): pyproject.toml constraints.txt src/klmetric/_version.py
-	@echo "Setting up .venv, once: it installs PyTorch and the rest without a word, which takes three to ten minutes."
+	@echo "Setting up .venv, once: PyTorch and the rest are installed, which takes some minutes and prints nothing."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from klmetric import KLDivergence
-from klmetric.command.distil import Beside, Student, cpu_trainer, digits, kl_callback, trained_teacher
+from klmetric.command.distil import Beside, Student, cpu_trainer, digits, trained_teacher
 from klmetric.lightning import KLDivergenceCallback
 
 BATCH = 32
@@ -74,6 +74,11 @@ def distil(
     last = torch.load(out / "last.ckpt", weights_only=True)
     callback.load_state_dict(last["callbacks"][callback.state_key])
     return callback
+
+
+def kl_callback() -> KLDivergenceCallback:
+    """The one line that a Lightning user adds."""
+    return KLDivergenceCallback(KLDivergence(input_format="logits"), p="teacher", q="student")
 
 
 def validate(teacher: nn.Module, validation: TensorDataset, devices: int, out: Path) -> tuple[float, float]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from klmetric import KLDivergence, kl_divergence
-from klmetric.lightning import KLDivergenceCallback
+from klmetric import kl_divergence
 
 # Here and not in `run`, so that it holds in the processes that are spawned, too.
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -78,11 +77,6 @@ def trained_teacher(data: TensorDataset) -> nn.Module:
         F.cross_entropy(teacher(images), labels, label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return teacher
-
-
-def kl_callback() -> KLDivergenceCallback:
-    """The one line that a Lightning user adds."""
-    return KLDivergenceCallback(KLDivergence(input_format="logits"), p="teacher", q="student")
 
 
 def cpu_trainer(devices: int, **options: Any) -> Trainer:
