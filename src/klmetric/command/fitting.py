@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from rich.cells import cell_len
 
+from klmetric.command.tables import Lines
+
 # The width of a page, in characters: where nothing says how wide it is, and in Markdown.
 PAGE = 160
 # Longer names of columns and rows may be folded, and tables with more lines are not turned.
 SHORTEST, LONGEST = 12, 30
-
-Lines = list[list[str]]
 
 
 def turned(head: list[str], lines: Lines) -> tuple[list[str], Lines]:
