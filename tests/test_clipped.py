@@ -89,7 +89,7 @@ def test_the_clipped_mass_is_named(tmp_path):
     mass = files.model(("kld", "npy"))["clipped"]
     assert mass["model"] == 0
     assert 1e-3 < mass["reference"] < 3e-3
-    printed = run(tmp_path / "p.kld", tmp_path / "q.npy").stdout.replace("\n", " ")
+    printed = run(tmp_path / "p.kld", tmp_path / "q.npy", "--markdown").stdout
     assert (
         f"the divergence is a lower bound. The files have clipped the classes with {mass['reference']:.4g} of p"
         in printed

@@ -604,8 +604,8 @@ class TestLists:
             ({"l": [[[1.0, 2.0]], None]}, "Every row must have a list of classes. Got one without"),
             ({"l": [[[1.0, 2.0]], []]}, "Every document must have rows. Got none in row 1 of"),
             (
-                {"l": [[[[1.0]]], [[[1.0]], [[2.0]]]]},
-                "Every row must have the same classes. Got lists of shape (1, 1, 1)",
+                {"l": [[[[1.0, 2.0]]], [[[1.0, 2.0]], [[2.0, 1.0]]]]},
+                "Every row must have the same classes. Got lists of shape (1, 1, 2)",
             ),
             ({"l": [[1.0]], "m": [[2.0]]}, "2 columns of lists, l, m"),
             ({"l": [[1.0]], "p_0": [1.0], "p_1": [2.0]}, "lists in l, and p_0, p_1 besides"),
