@@ -16,7 +16,8 @@ from side_by_side import report, table
 from klmetric.command.comparison import Task
 from klmetric.command.measure import empty, measure_share
 from klmetric.options import Options
-from klmetric.saved import Choice, open_saved
+from klmetric.saved.array import Choice
+from klmetric.saved.open import open_saved
 
 CLASSES = 32_000
 LAUNCH = """

@@ -11,7 +11,7 @@ from kld import write_kld
 from scipy.optimize import minimize
 from torch import Tensor
 
-from klmetric.clipped import nearest, rest_of
+from klmetric.saved.clipped import nearest, rest_of
 
 WIDE = 151_936
 

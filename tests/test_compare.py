@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from klmetric import KLDivergence, KLDivergenceSummary
 from klmetric.command.cli import app
-from klmetric.llama import storage_error
+from klmetric.saved.formats.llama import storage_error
 
 # What the library makes of the same numbers.
 KEYS = ("mean", "stderr", "max", "p50", "p90", "p95", "p99", "p99_9", "agreement", "count", "infinite", "invalid")

@@ -1,6 +1,9 @@
 """What files hold: the order of shards, documents of different lengths, names, and arrays that are the same."""
 
 import os
+import pkgutil
+import sys
+import weakref
 import zipfile
 from itertools import permutations
 from pathlib import Path
@@ -12,6 +15,10 @@ from command import report_of, run
 from kld import write_kld
 from safetensors.torch import save_file
 from torch import Tensor
+
+from klmetric.saved import kept
+from klmetric.saved.array import Choice, Saved
+from klmetric.saved.open import FORMATS
 
 
 def noisy(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -348,6 +355,96 @@ class TestDocuments:
         error = run(*paths, "--key", "doc*", "--documents", "--mask", tmp_path / "mask.npy", code=2).stderr
         text = f"for each sample, ({len(LENGTHS)},), or for each row, ({sum(LENGTHS)},). Got shape (3,)"
         assert text in error.replace("\n", " ")
+
+
+class TestManyArrays:
+    """Their header is long, so it is not read for each of them."""
+
+    COUNT = 300
+
+    @pytest.mark.parametrize(
+        ("suffix", "opening"),
+        [
+            (".npz", "klmetric.saved.formats.numpy.ZipFile"),
+            (".safetensors", "safetensors.safe_open"),
+            (".pt", "torch.load"),
+        ],
+    )
+    @pytest.mark.parametrize("batch", [1, 1000])
+    def test_the_header_is_read_once(self, tmp_path, monkeypatch, suffix, opening, batch):
+        p, q = noisy(self.COUNT, 2, 10)
+        paths = [
+            save_arrays(tmp_path / f"{name}{suffix}", {f"doc{k}": x[k] for k in range(self.COUNT)})
+            for name, x in (("p", p), ("q", q))
+        ]
+        opened, open_file = [], pkgutil.resolve_name(opening)
+        monkeypatch.setattr(opening, lambda *a, **options: opened.append(a) or open_file(*a, **options))
+        model = report_of(*paths, "--key", "doc*", "--documents", "--batch-rows", batch)["models"][0]
+        assert model["mean"] == pytest.approx(rows_of(p, q).mean(), rel=1e-5)
+        assert len(opened) == len(paths)
+
+    def test_a_few_files_and_bytes_are_kept(self, monkeypatch):
+        monkeypatch.setattr(kept, "MOST_FILES", 3)
+        monkeypatch.setattr(kept, "MOST_BYTES", 100)
+        opened = []
+        files = [kept.Kept(lambda k=k: opened.append(k) or Tensor([k])) for k in range(5)]
+        assert [file.get().item() for file in files[:3]] == [0, 1, 2]
+        assert [file.get(20).item() for file in files[:3]] == [0, 1, 2]
+        assert opened == [0, 1, 2]
+        mapped = weakref.ref(files[0].get())
+        assert files[3].get().item() == 3, "one more than are kept"
+        assert mapped() is None
+        files[3].get(60)
+        assert opened == [0, 1, 2, 3]
+        files[3].get(60)
+        assert opened == [0, 1, 2, 3, 3], "more bytes than are kept"
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2, 3)] * 2, (torch.zeros(2, 3),), {"a": [torch.zeros(2, 3)]}, 3.0])
+def test_a_pt_file_without_names_for_its_tensors(tmp_path, content):
+    np.save(tmp_path / "q.npy", np.zeros((2, 3)))
+    torch.save(content, tmp_path / "p.pt")
+    error = run(tmp_path / "p.pt", tmp_path / "q.npy", code=2).stderr.replace("\n", " ")
+    assert f"A .pt file must hold a tensor, or a dict of tensors. Got a {type(content).__name__} in" in error
+    assert "Save a dict that has the tensors by name." in error
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "option"),
+    [
+        ("safetensors", "x.safetensors", None),
+        ("pyarrow", "x.csv", None),
+        ("pyarrow", "x.parquet", None),
+        ("pyarrow", "x.csv", "--groups"),
+    ],
+)
+def test_a_library_that_is_not_installed(tmp_path, monkeypatch, library, name, option):
+    for module in [module for module in sys.modules if module.startswith("klmetric.saved.tables.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, library, None)
+    np.save(tmp_path / "q.npy", np.zeros((2, 3)))
+    path = tmp_path / name
+    path.write_text("p_0,p_1,p_2")
+    given = [path, tmp_path / "q.npy"] if option is None else [tmp_path / "q.npy"] * 2 + [option, path]
+    error = run(*given, code=2).stderr.replace("\n", " ")
+    assert f"{path} needs {library}: pip install 'klmetric[compare]'." in error
+
+
+def test_another_format(tmp_path, monkeypatch):
+    """A function from a path to the array, and a line in the table."""
+    p, q = noisy(20, 10)
+
+    def open_raw(path: Path, choice: Choice) -> Saved:
+        x = torch.from_file(str(path), size=path.stat().st_size // 4).reshape(-1, 10)
+        return Saved(str(path), tuple(x.shape), x.dtype, lambda start, stop: x[start:stop])
+
+    monkeypatch.setitem(FORMATS, ".raw", open_raw)
+    for name, x in (("p", p), ("q", q)):
+        (tmp_path / name).mkdir()
+        x[:5].numpy().tofile(tmp_path / name / "1.raw")
+        x[5:].numpy().tofile(tmp_path / name / "2.RAW")
+    mean = report_of(tmp_path / "p", tmp_path / "q")["models"][0]["mean"]
+    assert mean == pytest.approx(rows_of(p, q).mean(), rel=1e-5)
 
 
 def run_of_rank(rank, size, arguments):

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from klmetric import beside, columns, saved, tables
 from klmetric.command.cli import app
+from klmetric.saved.names import suffix_of
+from klmetric.saved.open import TABLES
+from klmetric.saved.tables import columns, reading
 
 ROWS, CLASSES = 40, 11
 RNG = np.random.default_rng(0)
@@ -535,9 +537,9 @@ class TestLists:
         raises("Rows must be in the same order", p, q)
 
     @pytest.mark.parametrize("suffix", [".parquet", ".arrow", "dataset"])
-    @pytest.mark.parametrize("numbers", [tables.NUMBERS, 50])
+    @pytest.mark.parametrize("numbers", [reading.NUMBERS, 50])
     def test_documents_of_different_lengths(self, tmp_path, suffix, numbers, monkeypatch):
-        monkeypatch.setattr(tables, "NUMBERS", numbers)
+        monkeypatch.setattr(reading, "NUMBERS", numbers)
         lengths = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
         x = [RNG.normal(size=(length, CLASSES)) for length in lengths]
         y = [some + RNG.normal(size=some.shape) for some in x]
@@ -624,7 +626,7 @@ class TestLists:
 
     def test_lengths_that_change_late(self, tmp_path, monkeypatch):
         """In a batch of their own."""
-        monkeypatch.setattr(tables, "NUMBERS", 8)
+        monkeypatch.setattr(reading, "NUMBERS", 8)
         path = tmp_path / "p.arrow"
         arrow(path, pa.table({"l": [[1.0, 2.0]] * 51 + [[1.0, 2.0, 3.0]] * 5}))
         raises("Every row must have the same classes. Got lists of 2 and 3 numbers in column 'l'", path, path)
@@ -638,10 +640,10 @@ class TestLists:
 
     def test_little_is_held_at_once(self, tmp_path, monkeypatch):
         """Whatever the batches of the file are."""
-        monkeypatch.setattr(tables, "NUMBERS", 4 * CLASSES)
+        monkeypatch.setattr(reading, "NUMBERS", 4 * CLASSES)
         seen = []
-        arrays = tables._arrays
-        monkeypatch.setattr(tables, "_arrays", lambda *a: (seen.append(x.size) or x for x in arrays(*a)))
+        arrays = reading.arrays
+        monkeypatch.setattr(reading, "arrays", lambda *a: (seen.append(x.size) or x for x in arrays(*a)))
         for name, x in (("p", P), ("q", Q)):
             pq.write_table(pa.table({"l": lists(x)}), tmp_path / f"{name}.parquet")
             with pa.OSFile(str(tmp_path / f"{name}.arrow"), "wb") as sink:
@@ -660,11 +662,11 @@ class TestLists:
         path = tmp_path / "p.parquet"
         pq.write_table(pa.table({"l": column}), path, row_group_size=rows, use_dictionary=False)
         del column
-        monkeypatch.setattr(tables, "NUMBERS", 2**17)
+        monkeypatch.setattr(reading, "NUMBERS", 2**17)
         before, held = pa.total_allocated_bytes(), []
-        arrays = tables._arrays
+        arrays = reading.arrays
         monkeypatch.setattr(
-            tables, "_arrays", lambda *a: (held.append(pa.total_allocated_bytes() - before) or y for y in arrays(*a))
+            reading, "arrays", lambda *a: (held.append(pa.total_allocated_bytes() - before) or y for y in arrays(*a))
         )
         measures(0, path, path, "--batch-rows", 5)
         assert len(held) > 30
@@ -756,5 +758,5 @@ def test_the_names_of_a_class():
     [("a.csv", ".csv"), ("A.CSV.Gz", ".csv.gz"), ("a.b.npy", ".npy"), ("a", ""), ("a.gz", ".gz"), (".csv", "")],
 )
 def test_endings(name, ending):
-    assert saved.ending(Path(name)) == ending
-    assert beside.TABLES == (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".arrow", ".feather")
+    assert suffix_of(Path(name)) == ending
+    assert TABLES == (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".arrow", ".feather")

@@ -7,8 +7,8 @@ from typing import Any
 
 from klmetric.command.limits import parsed
 from klmetric.command.whole import try_place
-from klmetric.input_error import InputError, check_is_there
 from klmetric.options import FORMATS, Options, check_base, check_choice, check_options
+from klmetric.saved.errors import InputError, check_is_there
 
 PICTURES = (".png", ".svg", ".pdf")
 

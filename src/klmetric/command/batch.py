@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from klmetric.clipped import Rest, nearest, rest_of
 from klmetric.command.checks import check_format, check_nothing_is_clipped, check_rows
 from klmetric.command.comparison import Task
 from klmetric.options import Options
 from klmetric.rows.measure import measure
-from klmetric.saved import Saved
+from klmetric.saved.array import Saved
+from klmetric.saved.clipped import Rest, nearest, rest_of
 
 
 @dataclass

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from klmetric.options import Format, Options
 from klmetric.rows.invalid import fault
-from klmetric.saved import InputError, Saved
+from klmetric.saved.array import Saved
+from klmetric.saved.errors import InputError
 
 
 def check_array(saved: Saved) -> None:

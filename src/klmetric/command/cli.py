@@ -12,7 +12,7 @@ from klmetric import __version__
 from klmetric.command.arguments import Arguments, check
 from klmetric.command.ending import BAD_INPUT, INTERRUPTED, leave_with_processes
 from klmetric.command.limits import LIMIT
-from klmetric.input_error import InputError
+from klmetric.saved.errors import InputError
 
 # The options that take limits.
 LIMITING = ("--fail-above", "--fail-below")

@@ -15,7 +15,7 @@ from klmetric.command.picture import picture, pyplot_for_files
 from klmetric.command.processes import merge_over_processes, processes_of_this_run
 from klmetric.command.progress import progress
 from klmetric.command.report import as_dict
-from klmetric.input_error import InputError
+from klmetric.saved.errors import InputError
 
 
 def run_compare(arguments: Arguments) -> int:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from klmetric.llama import storage_error
 from klmetric.options import Options, check_base
-from klmetric.saved import Saved
+from klmetric.saved.array import Saved
+from klmetric.saved.formats.llama import storage_error
 from klmetric.totals import paired, pairs, vector
 
 if TYPE_CHECKING:

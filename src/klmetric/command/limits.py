@@ -7,8 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 from klmetric.command.numbers import number
-from klmetric.input_error import InputError
 from klmetric.options import quantile_name
+from klmetric.saved.errors import InputError
 
 # A value of the report and a number.
 LIMIT = re.compile(r"(?P<key>[a-z][\w.]*)=(?P<limit>\S+)")

@@ -3,13 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-from klmetric.beside import labels_of, weights_of
 from klmetric.command.arguments import Arguments, options_of
 from klmetric.command.checks import check_array, check_lengths, check_order, check_pair, looks_like
 from klmetric.command.comparison import Task
 from klmetric.command.limits import quantile_of
 from klmetric.options import Options
-from klmetric.saved import Choice, InputError, Saved, in_the_order_of, open_saved
+from klmetric.saved.array import Choice, Saved
+from klmetric.saved.beside import labels_of, weights_of
+from klmetric.saved.errors import InputError
+from klmetric.saved.open import open_saved
+from klmetric.saved.order import in_the_order_of
 from klmetric.summary import QUANTILES
 
 

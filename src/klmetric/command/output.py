@@ -15,7 +15,7 @@ from klmetric.command.formats import to_csv, to_json
 from klmetric.command.markdown import to_markdown
 from klmetric.command.terminal import show
 from klmetric.command.whole import write_whole
-from klmetric.input_error import InputError
+from klmetric.saved.errors import InputError
 
 
 class _Console(Console):

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from klmetric.command.comparison import Comparison
-from klmetric.input_error import InputError
 from klmetric.options import unit_name
+from klmetric.saved.errors import InputError
 from klmetric.totals.histogram import Histogram
 from klmetric.totals.picture import BESIDE, bars, finish, stairs
 

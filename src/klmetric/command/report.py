@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from klmetric.command.comparison import Comparison, Measured
 from klmetric.command.numbers import Z
 from klmetric.options import unit_name
-from klmetric.saved import Saved
+from klmetric.saved.array import Saved
 
 if TYPE_CHECKING:
     from klmetric.summary import KLDivergenceSummary

@@ -8,7 +8,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from klmetric.command.ending import ctrl_c
-from klmetric.input_error import InputError
+from klmetric.saved.errors import InputError
 
 # As much as a report may take, or its picture.
 TRIED = 2**18

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from klmetric.saved import TABLES, Choice, HeaderError, InputError, Saved, ending, open_saved
+from klmetric.saved.array import Array, Choice, Saved
+from klmetric.saved.errors import HeaderError, InputError, as_bad_input
+from klmetric.saved.open import TABLES, kind_of, open_saved
 
 OfRows = Callable[[int, int], Tensor]
 
@@ -73,21 +74,20 @@ def _opened(path: Path, option: str, samples: int) -> Saved:
         raise InputError(f"{option}: {error}") from error
 
 
-def _labels(
-    path: Path, id_column: str | None, samples: int
-) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]":
+def _labels(path: Path, id_column: str | None, samples: int) -> tuple[Array, Array | None]:
     if not path.exists():
         raise InputError(f"--groups must name a file. Got {path}, which is not there.")
-    kind = ending(path)
+    kind = kind_of(path)
     if kind == ".txt":
         try:
             return np.array(path.read_text(encoding="utf-8").splitlines()), None
         except UnicodeDecodeError as error:
             raise InputError(f"--groups must be text in UTF-8. Got {path}: {error}") from error
     if kind in TABLES:
-        from klmetric.tables import labels
+        with as_bad_input(path, kind):
+            from klmetric.saved.tables.labels import labels_in
 
-        return labels(path, id_column, samples)
+            return labels_in(path, id_column, samples)
     if kind == ".npy":
         try:
             return np.load(path, allow_pickle=False), None

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klmetric.saved import InputError, Saved
+from klmetric.saved.array import Choice, Saved
+from klmetric.saved.errors import InputError
 
 MAGIC = b"_logits_"
 STEPS = 65535
@@ -33,7 +34,7 @@ def is_kld(path: Path) -> bool:
     return head.startswith(MAGIC) and b"\0" in head
 
 
-def open_kld(path: Path) -> Saved:
+def open_kld(path: Path, choice: Choice) -> Saved:
     """Look at the header.
 
     Raises:

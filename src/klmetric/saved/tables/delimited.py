@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pc
 
-from klmetric.saved import HeaderError, InputError, ending, listed
+from klmetric.saved.errors import HeaderError, InputError
+from klmetric.saved.names import listed, suffix_of
 
 # Lines to look at, and characters after the first two.
 LINES, CHARACTERS = 50, 2**20
@@ -52,7 +53,7 @@ class Delimited:
         return pc.open_csv(stream, reading, parsing, pc.ConvertOptions(decimal_point=self.decimal, **convert))
 
 
-def look_at(path: Path, header: bool | None) -> Delimited:
+def look_at_text(path: Path, header: bool | None) -> Delimited:
     """How the file is to be read, by its first lines.
 
     Args:
@@ -64,7 +65,7 @@ def look_at(path: Path, header: bool | None) -> Delimited:
         HeaderError: where the first row can.
     """
     lines = _first_lines(path)
-    delimiter = "\t" if ending(path).startswith(".tsv") else _delimiter(lines, path)
+    delimiter = "\t" if suffix_of(path).startswith(".tsv") else _delimiter(lines, path)
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
     decimal = _decimal(rows, path)
     if header is None:

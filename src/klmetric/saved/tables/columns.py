@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from klmetric.saved import InputError, listed
+from klmetric.saved.errors import InputError
+from klmetric.saved.names import listed
 
 # The last number in a name. What stands around it is the stem.
 NUMBERED = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)

@@ -1,0 +1,22 @@
+"""Names of files, arrays and columns: what they end in, their order, and how a message lists them."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def suffix_of(path: Path) -> str:
+    """What a name ends in: .csv, .CSV as well, and .csv.gz."""
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix + (".gz" if name.endswith(".gz") else "")
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts part-10 after part-2."""
+    return [(int(x), "") if x.isdecimal() else (-1, x) for x in re.split(r"(\d+)", name)]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Some of the names, for a message."""
+    names = list(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
