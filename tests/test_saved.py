@@ -387,17 +387,23 @@ class TestManyArrays:
         monkeypatch.setattr(kept, "MOST_FILES", 3)
         monkeypatch.setattr(kept, "MOST_BYTES", 100)
         opened = []
-        files = [kept.Kept(lambda k=k: opened.append(k) or Tensor([k])) for k in range(5)]
+        closed = []
+        files = [
+            kept.Kept(lambda k=k: opened.append(k) or Tensor([k]), lambda x: closed.append(int(x))) for k in range(5)
+        ]
         assert [file.get().item() for file in files[:3]] == [0, 1, 2]
         assert [file.get(20).item() for file in files[:3]] == [0, 1, 2]
         assert opened == [0, 1, 2]
         mapped = weakref.ref(files[0].get())
         assert files[3].get().item() == 3, "one more than are kept"
         assert mapped() is None
+        assert sorted(closed) == [0, 1, 2]
         files[3].get(60)
         assert opened == [0, 1, 2, 3]
         files[3].get(60)
         assert opened == [0, 1, 2, 3, 3], "more bytes than are kept"
+        del files[3]
+        assert sorted(closed) == [0, 1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2, 3)] * 2, (torch.zeros(2, 3),), {"a": [torch.zeros(2, 3)]}, 3.0])

@@ -7,7 +7,7 @@ as memory of this process once it was read, and there may be thousands of files.
 from collections.abc import Callable
 from threading import Lock
 from typing import Any, ClassVar, Generic, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 # Of all files together: how many are open at once, and the bytes that are read of them until they are let go of.
 MOST_FILES, MOST_BYTES = 64, 2**25
@@ -22,9 +22,10 @@ class Kept(Generic[T]):
     _all: ClassVar["WeakSet[Kept[Any]]"] = WeakSet()
     _bytes: ClassVar[int] = 0
 
-    def __init__(self, opened: Callable[[], T]) -> None:
-        self._opened = opened
+    def __init__(self, opened: Callable[[], T], close: Callable[[T], object] = lambda file: None) -> None:
+        self._opened, self._close = opened, close
         self._file: T | None = None
+        self._closing: Callable[[], object] = lambda: None
 
     def get(self, size: int = 0) -> T:
         """The open file, of which so many bytes are going to be read into memory that stays mapped."""
@@ -33,9 +34,11 @@ class Kept(Generic[T]):
             if Kept._bytes > MOST_BYTES or (self._file is None and len(Kept._all) >= MOST_FILES):
                 for kept in list(Kept._all):
                     kept._file = None
+                    kept._closing()
                 Kept._all.clear()
                 Kept._bytes = size
             if self._file is None:
                 self._file = self._opened()
+                self._closing = finalize(self, self._close, self._file)
                 Kept._all.add(self)
             return self._file

@@ -37,7 +37,7 @@ def open_npy(path: Path, choice: Choice) -> Saved:
 
 def open_npz(path: Path, choice: Choice) -> Arrays:
     """The arrays by their names. What is compressed can be read from its beginning on only."""
-    file = Kept(partial(ZipFile, path))
+    file = Kept(partial(ZipFile, path), lambda archive: archive.close())
 
     def member(name: str) -> IO[bytes]:
         return file.get().open(f"{name}.npy")
