@@ -3,9 +3,14 @@
 import contextlib
 import io
 import re
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import trained
+
+from klmetric.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -41,6 +46,31 @@ def test_noise_alone_is_not_compared():
         NOISE.sub("", "klmetric tensor(5.0)\ntorchmetrics tensor(-1.1e-07)\n")
         == "klmetric tensor(5.0)\ntorchmetrics tensor()\n"
     )
+
+
+def test_tables_are_what_the_command_prints(tmp_path, monkeypatch, capsys):
+    """But for the digits, which are those of a training."""
+    for name, x in {"float32": "full", "int8": "int8", "bf16": "bf16"}.items():
+        np.save(tmp_path / f"{name}.npy", trained.text()[x].numpy())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    tables = [
+        (command, table)
+        for page in PAGES
+        for command, table in re.findall(
+            r"```sh\n(klmetric compare [^\n]+)\n```\n\n```console\n(.*?)```", page.read_text(), re.DOTALL
+        )
+    ]
+    assert len(tables) == 2
+    for command, table in tables:
+        monkeypatch.setattr(sys, "argv", command.replace("'", "").split())
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        assert shape_of(capsys.readouterr().out) == shape_of(table)
+
+
+def shape_of(table: str) -> list[str]:
+    return [re.sub(r"-?\d[\d.,e-]*", "#", " ".join(line.split())) for line in table.splitlines()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
