@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Before torch is imported, here and in the processes that tests start. Their tensors are small, and threads that share
 # operations on them wait for one another for long where other programs hold the cores. Tests of threads ask for more.
@@ -9,22 +9,39 @@ import pytest
 from processes import Processes
 
 
-def _processes(size: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    processes = Processes(size, str(tmp_path_factory.mktemp(f"group_of_{size}") / "store"))
-    yield processes
-    processes.stop()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that the workers end together."""
+    for item in items:
+        if "group" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    yield from _processes(2, tmp_path_factory)
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Processes]]:
+    """The group of so many processes, which is made once."""
+    groups: dict[int, Processes] = {}
+
+    def of_size(size: int) -> Processes:
+        if size not in groups:
+            groups[size] = Processes(size, str(tmp_path_factory.mktemp(f"group_of_{size}") / "store"))
+        return groups[size]
+
+    yield of_size
+    for processes in groups.values():
+        processes.stop()
 
 
-@pytest.fixture(scope="session")
-def three_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    yield from _processes(3, tmp_path_factory)
+@pytest.fixture
+def two_processes(group: Callable[[int], Processes]) -> Processes:
+    return group(2)
+
+
+@pytest.fixture
+def three_processes(group: Callable[[int], Processes]) -> Processes:
+    return group(3)
 
 
 @pytest.fixture(params=[2, 3])
-def processes(request: pytest.FixtureRequest) -> Processes:
-    return request.getfixturevalue({2: "two_processes", 3: "three_processes"}[request.param])
+def processes(request: pytest.FixtureRequest, group: Callable[[int], Processes]) -> Processes:
+    return group(request.param)

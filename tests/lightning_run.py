@@ -1,9 +1,11 @@
 """A Lightning run of which the numbers are known, for the tests; as a script, one of `strategy devices out`."""
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from cases import GRID, pair
@@ -95,25 +97,21 @@ def trainer(root, **options) -> Trainer:
     return Trainer(**defaults | options)
 
 
-def main(strategy: str, devices: str, out: str) -> None:
-    warnings.filterwarnings("ignore", module="lightning")
+def record_of(root: Path, strategy: Any, devices: int, only_fit: bool = False) -> dict:
+    """What is logged when it is fitted, validated and tested; `only_fit`, when it is only fitted."""
     callback = KLDivergenceCallback(KLDivergence(), stages=("train", "validate", "test"))
     summary = KLDivergenceCallback(KLDivergenceSummary(), name="{stage}_summary")
     callbacks = [callback, summary]
-    run = trainer(Path(out).parent, strategy=strategy, devices=int(devices), callbacks=callbacks, max_epochs=1)
-    logged = {}
-    grid = [loader(count, batch_size) for count, batch_size in GRID]
-    run.fit(Fixed(), loader(SIZES[0], shuffle=True), grid)
-    logged |= run.callback_metrics
-    if strategy == "ddp":  # every call of ddp_spawn starts its processes anew
-        validate_and_test(run, logged)
-        if devices == "2":
-            root, options = Path(out).parent, {"strategy": "ddp", "devices": 2}
-            history = resumable_fit(root, **options)
-            assert resumable_fit(root, ckpt_path=root / "step=3.ckpt", **options) == history
-    if run.is_global_zero:
-        record = {"logged": {key: value.item() for key, value in logged.items()}, "history": callback.history}
-        Path(out).write_text(json.dumps(record))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        run = trainer(root, strategy=strategy, devices=devices, callbacks=callbacks, max_epochs=1)
+        logged = {}
+        grid = [loader(count, batch_size) for count, batch_size in GRID]
+        run.fit(Fixed(), loader(SIZES[0], shuffle=True), grid)
+        logged |= run.callback_metrics
+        if not only_fit:
+            validate_and_test(run, logged)
+    return {"logged": {key: value.item() for key, value in logged.items()}, "history": callback.history}
 
 
 def validate_and_test(run: Trainer, logged: dict) -> None:
@@ -123,6 +121,13 @@ def validate_and_test(run: Trainer, logged: dict) -> None:
     logged |= run.callback_metrics
     run.validate(SkipsFirst(), {"skips": loader(SIZES[0])}, verbose=False)
     logged |= run.callback_metrics
+
+
+def main(strategy: str, devices: str, out: str) -> None:
+    # Every call of ddp_spawn starts its processes anew.
+    record = record_of(Path(out).parent, strategy, int(devices), only_fit=strategy == "ddp_spawn")
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        Path(out).write_text(json.dumps(record))
 
 
 if __name__ == "__main__":

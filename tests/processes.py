@@ -1,30 +1,78 @@
-"""Real processes, forked off one that has imported torch already: importing it is what takes long."""
+"""Real processes, forked off one that has imported everything already: importing is what takes long."""
 
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from klmetric.__main__ import main
+
 # So long that a busy machine does not reach it: it ends what would hang.
 TIMEOUT = timedelta(minutes=5)
 CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["klmetric.metric", "klmetric.summary", "torch.distributed"])
+CONTEXT.set_forkserver_preload(
+    [
+        "klmetric.metric",
+        "klmetric.summary",
+        "lightning.pytorch",
+        "pyarrow.parquet",
+        "torch.distributed",
+        "typer.testing",
+    ]
+)
 
 
 def alone(function: Callable[..., Any], *args: Any) -> Any:
     """Call `function(*args)` in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
         return pool.submit(function, *args).result()
+
+
+def forked(*arguments: object, cwd: Path, first: Callable[[], object] = int) -> subprocess.CompletedProcess[str]:
+    """Run `klmetric` in a process of its own, in which `first()` is called before."""
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(2)]
+    ends = [write for _, write in pipes]
+    process = CONTEXT.Process(target=_forked, args=([str(x) for x in arguments], cwd, first, *ends))
+    process.start()
+    for end in ends:
+        end.close()
+    out, err = (open(read.fileno(), closefd=False).read() for read, _ in pipes)  # noqa: SIM115
+    process.join()
+    return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
+
+
+def _forked(arguments: list[str], cwd: Path, first: Callable[[], object], *ends: Connection) -> None:
+    for name, end in zip(("stdout", "stderr"), ends, strict=True):
+        stream = getattr(sys, name)
+        os.dup2(end.fileno(), stream.fileno())
+        setattr(sys, name, open(stream.fileno(), "w", closefd=False))  # noqa: SIM115
+        end.close()
+    os.chdir(cwd)
+    sys.argv = ["klmetric", *arguments]
+    first()
+    main()
+
+
+@contextlib.contextmanager
+def as_launched(rank: int, size: int) -> Iterator[None]:
+    """What torchrun sets, for Lightning to see that its processes are there already, and their group, too."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": size}
+    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1, "TORCHELASTIC_RUN_ID": "here"}
+    with patch.dict(os.environ, {name: str(value) for name, value in names.items()}):
+        yield
 
 
 class Processes:

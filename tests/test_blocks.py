@@ -297,8 +297,8 @@ class TestMergeClasses:
         torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
 
 
-def extra_memory(rows, classes, input_format, dtype, kind):
-    """MiB at the peak of a call, beyond the inputs."""
+def extra_memory(rows, classes, input_format, dtype, kind, limit):
+    """MiB at the peak of a call, beyond the inputs: the least of three calls, or the first below the limit."""
     p, q = (torch.rand(rows, classes).softmax(-1).to(getattr(torch, dtype)) for _ in range(2))
     if kind == "masked":
         p[:, 0] = 0
@@ -310,23 +310,29 @@ def extra_memory(rows, classes, input_format, dtype, kind):
         kl_divergence(p, q, input_format=input_format, direction="jeffreys")
         return peak() - before
 
-    return min(extra() for _ in range(3))  # what else the process does can only add
+    least = math.inf
+    for _ in range(3):  # what else the process does can only add
+        least = min(least, extra())
+        if least <= limit:
+            break
+    return least
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of the memory from /proc")
 @pytest.mark.parametrize("kind", ["plain", "masked"])
 @pytest.mark.parametrize(
     ("shape", "input_format", "dtype"),
     [
-        ((1024, 32_000), "logits", "float32"),
-        ((1024, 32_000), "probs", "float32"),
-        ((1024, 32_000), "logits", "bfloat16"),
-        ((2_000_000, 10), "logits", "float32"),
-        ((10, 3_000_000), "logits", "float32"),
+        # Of 31 MiB and more each in float32, so that a copy of one would be seen.
+        ((256, 32_000), "logits", "float32"),
+        ((256, 32_000), "probs", "float32"),
+        ((256, 32_000), "logits", "bfloat16"),
+        ((1_000_000, 10), "logits", "float32"),
+        ((10, 1_000_000), "logits", "float32"),
     ],
     ids=str,
 )
 def test_memory_does_not_grow_with_the_input(shape, input_format, dtype, kind):
-    extra = alone(extra_memory, *shape, input_format, dtype, kind)
-    result = shape[0] * (4 + 1) / 2**20  # one value per row, and whether it is NaN
-    assert extra <= 16 + result
+    limit = 16 + shape[0] * (4 + 1) / 2**20  # one value per row, and whether it is NaN
+    assert alone(extra_memory, *shape, input_format, dtype, kind, limit) <= limit

@@ -1,17 +1,21 @@
 """The command, by running it."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
+from processes import forked
 
 from klmetric import __version__
 from klmetric.__main__ import main
+from klmetric.command import whole
 
 
 def klmetric(*arguments, cwd):
@@ -35,6 +39,7 @@ def here(monkeypatch, tmp_path, capsys):
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_version(tmp_path):
     assert klmetric("--version", cwd=tmp_path).stdout == f"klmetric {__version__}\n"
 
@@ -46,6 +51,7 @@ def test_help(here):
     assert all(option in shown for option in ("--devices", "--epochs", "--seed", "--out"))
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     done = klmetric("demo", "--devices", 2, "--epochs", 2, "--seed", 3, "--out", "there", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -87,21 +93,31 @@ def test_bad_input_is_status_2(here, tmp_path, arguments, text):
     assert "Traceback" not in said
 
 
+def forget(monkeypatch, *names):
+    """Have these, and what is in them, imported anew."""
+    for name in list(sys.modules):
+        if name in names or name.startswith(tuple(f"{name}." for name in names)):
+            monkeypatch.delitem(sys.modules, name)
+
+
 @pytest.mark.parametrize(
-    ("missing", "arguments", "text"),
+    ("missing", "needing", "arguments", "text"),
     [
-        ("typer", [], "The command klmetric needs typer and rich: pip install 'klmetric[cli]'"),
-        ("sklearn", ["demo"], "The demo needs sklearn.datasets: pip install 'klmetric[demo]'"),
+        ("typer", "klmetric.command.cli", [], "The command klmetric needs typer and rich: pip install 'klmetric[cli]'"),
+        (
+            "sklearn",
+            "klmetric.command.distil",
+            ["demo"],
+            "The demo needs sklearn.datasets: pip install 'klmetric[demo]'",
+        ),
     ],
 )
-def test_what_to_install(tmp_path, missing, arguments, text):
-    code = (
-        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['klmetric', *{arguments!r}]\n"
-        "from klmetric.__main__ import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    assert text in done.stderr
+def test_what_to_install(here, monkeypatch, missing, needing, arguments, text):
+    forget(monkeypatch, missing, needing)
+    monkeypatch.setitem(sys.modules, missing, None)
+    status, _, said = here(*arguments)
+    assert status == 2
+    assert text in said
 
 
 # --- What needs no torch is answered without it
@@ -115,62 +131,94 @@ sys.argv[0] = "klmetric"
 runpy.run_module("klmetric", run_name="__main__", alter_sys=True)
 """
 
+# Runs the command for each line that it reads. None of them imports what takes long, so that one process does for all.
+EACH = """
+import contextlib, io, json, os, runpy, sys
+answers = []
+for arguments in map(str.split, sys.stdin):
+    sys.argv = ["klmetric", *arguments]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            runpy.run_module("klmetric", run_name="__main__", alter_sys=True)
+            status = None
+        except SystemExit as ended:
+            status = ended.code
+    heavy = sorted({"torch", "numpy", "torchmetrics"} & set(sys.modules))
+    answers.append((status, out.getvalue(), heavy, sorted(os.listdir())))
+print(json.dumps(answers))
+"""
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "text"),
-    [
-        ("--version", 0, "klmetric "),
-        ("--help", 0, "compare"),
-        ("demo --help", 0, "--devices"),
-        ("compare --help", 0, "REFERENCE"),
-        ("compare", 2, "Missing argument 'REFERENCE'"),
-        ("compare p.npy", 2, "Missing argument 'MODEL...'"),
-        ("compare p.npy q.npy --no-such", 2, "No such option: --no-such"),
-        ("compare p.npy q.npy --worst -1", 2, "Invalid value for '--worst'"),
-        ("compare p.npy q.npy --temperature warm", 2, "Invalid value for '--temperature'"),
-        ("compare p.npy nothing.npy", 2, "Error: There must be a file or a folder at nothing.npy. Got nothing."),
-        ("compare p.npy p.npy/q.npy", 2, "There must be a file or a folder at p.npy/q.npy. Got nothing."),
-        ("compare p.npy q.npy --mask no.npy", 2, "Error: --mask: There must be a file or a folder at no.npy."),
-        ("compare p.npy q.npy --weight no.npy", 2, "Error: --weight: There must be a file or a folder at no.npy."),
-        ("compare p.npy q.npy --groups no.txt", 2, "Error: --groups: There must be a file or a folder at no.txt."),
-        ("compare p.npy q.npy --fail-above mean", 2, "A limit must be a value and a number, as mean=0.01. Got 'mean'"),
-        ("compare p.npy q.npy --fail-below median=1", 2, "A limit must be of mean, stderr"),
-        ("compare p.npy q.npy --direction back", 2, "`direction` must be one of 'forward', 'reverse', 'jeffreys'."),
-        ("compare p.npy q.npy --input-format logit", 2, "`--input-format` must be one of"),
-        ("compare p.npy q.npy --input-format logits,,probs,logits", 2, "must be one format, or a pair"),
-        ("compare p.npy q.npy --temperature 0", 2, "`temperature` must be a finite number above 0. Got 0"),
-        ("compare p.npy q.npy --temperature nan", 2, "`temperature` must be a finite number above 0. Got nan"),
-        ("compare p.npy q.npy --base 1", 2, "`base` must be a finite number above 1. Got 1"),
-        ("compare p.npy q.npy --eps 1", 2, "`eps` must be a probability"),
-        ("compare p.npy q.npy --nan-strategy propagate", 2, "`--nan-strategy` must be one of 'error', 'ignore'."),
-        ("compare p.npy q.npy --columns a --columns b --columns c", 2, "--columns must be given once, or twice"),
-        ("compare p.npy q.npy --plot kl.xyz", 2, "--plot must name a picture, .png, .svg, .pdf. Got kl.xyz."),
-        ("compare p.npy q.npy --json no/o.json", 2, "The folder of a file to write must be there. Got no/o.json."),
-        ("compare p.npy q.npy --csv .", 2, "A report must go into a file. Got ., which is a folder."),
-        ("compare p.npy q.npy --csv q.npy", 2, "A report must not take the place of what it is about. Got q.npy"),
-        ("compare p.npy q.npy --csv o --json ./o", 2, "Each report must go into a file of its own. Got o for two."),
-        ("demo --epochs 0", 2, "Invalid value for '--epochs'"),
-    ],
-)  # fmt: skip
-def test_without_torch(tmp_path, arguments, status, text):
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_files")
     for name in "pq":
-        (tmp_path / f"{name}.npy").touch()
-    command = [sys.executable, "-c", WITHOUT, *arguments.split()]
+        (folder / f"{name}.npy").touch()
+    lines = [arguments for arguments, _, _ in WITHOUT_TORCH]
     environment = os.environ | {"COLUMNS": "120"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == status, done.stderr
-    assert text in done.stdout + done.stderr
-    assert done.stderr.splitlines()[-1] == "imported: []"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["p.npy", "q.npy"]
+    command = [sys.executable, "-c", EACH]
+    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(lines, json.loads(done.stdout), strict=True))
 
 
-@pytest.mark.parametrize("module", ["tables", "fitting", "terminal", "markdown", "formats", "limits", "output"])
-def test_what_shows_a_report_takes_plain_data(tmp_path, module):
-    code = f"import sys, klmetric.command.{module}; sys.exit(', '.join({{'torch', 'numpy'}} & set(sys.modules)) or 0)"
+@pytest.mark.slow
+def test_what_shows_a_report_takes_plain_data():
+    modules = ["tables", "fitting", "terminal", "markdown", "formats", "limits", "output"]
+    code = "import sys\n"
+    for module in modules:
+        code += f"import klmetric.command.{module}\nassert not {{'torch', 'numpy'}} & set(sys.modules), {module!r}\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
+WITHOUT_TORCH = [
+    ("--version", 0, "klmetric "),
+    ("--help", 0, "compare"),
+    ("demo --help", 0, "--devices"),
+    ("compare --help", 0, "REFERENCE"),
+    ("compare", 2, "Missing argument 'REFERENCE'"),
+    ("compare p.npy", 2, "Missing argument 'MODEL...'"),
+    ("compare p.npy q.npy --no-such", 2, "No such option: --no-such"),
+    ("compare p.npy q.npy --worst -1", 2, "Invalid value for '--worst'"),
+    ("compare p.npy q.npy --temperature warm", 2, "Invalid value for '--temperature'"),
+    ("compare p.npy nothing.npy", 2, "Error: There must be a file or a folder at nothing.npy. Got nothing."),
+    ("compare p.npy p.npy/q.npy", 2, "There must be a file or a folder at p.npy/q.npy. Got nothing."),
+    ("compare p.npy q.npy --mask no.npy", 2, "Error: --mask: There must be a file or a folder at no.npy."),
+    ("compare p.npy q.npy --weight no.npy", 2, "Error: --weight: There must be a file or a folder at no.npy."),
+    ("compare p.npy q.npy --groups no.txt", 2, "Error: --groups: There must be a file or a folder at no.txt."),
+    ("compare p.npy q.npy --fail-above mean", 2, "A limit must be a value and a number, as mean=0.01. Got 'mean'"),
+    ("compare p.npy q.npy --fail-below median=1", 2, "A limit must be of mean, stderr"),
+    ("compare p.npy q.npy --direction back", 2, "`direction` must be one of 'forward', 'reverse', 'jeffreys'."),
+    ("compare p.npy q.npy --input-format logit", 2, "`--input-format` must be one of"),
+    ("compare p.npy q.npy --input-format logits,,probs,logits", 2, "must be one format, or a pair"),
+    ("compare p.npy q.npy --temperature 0", 2, "`temperature` must be a finite number above 0. Got 0"),
+    ("compare p.npy q.npy --temperature nan", 2, "`temperature` must be a finite number above 0. Got nan"),
+    ("compare p.npy q.npy --base 1", 2, "`base` must be a finite number above 1. Got 1"),
+    ("compare p.npy q.npy --eps 1", 2, "`eps` must be a probability"),
+    ("compare p.npy q.npy --nan-strategy propagate", 2, "`--nan-strategy` must be one of 'error', 'ignore'."),
+    ("compare p.npy q.npy --columns a --columns b --columns c", 2, "--columns must be given once, or twice"),
+    ("compare p.npy q.npy --plot kl.xyz", 2, "--plot must name a picture, .png, .svg, .pdf. Got kl.xyz."),
+    ("compare p.npy q.npy --json no/o.json", 2, "The folder of a file to write must be there. Got no/o.json."),
+    ("compare p.npy q.npy --csv .", 2, "A report must go into a file. Got ., which is a folder."),
+    ("compare p.npy q.npy --csv q.npy", 2, "A report must not take the place of what it is about. Got q.npy"),
+    ("compare p.npy q.npy --csv o --json ./o", 2, "Each report must go into a file of its own. Got o for two."),
+    ("demo --epochs 0", 2, "Invalid value for '--epochs'"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "status", "text"), WITHOUT_TORCH)
+def test_without_torch(answers, arguments, status, text):
+    ended, said, imported, files = answers[arguments]
+    assert ended == status, said
+    assert text in said
+    assert imported == []
+    assert files == ["p.npy", "q.npy"]
+
+
+@pytest.mark.slow
 def test_the_checker_of_imports_can_fail(predictions):
     command = [sys.executable, "-c", WITHOUT, "compare", "p.npy", "q.npy", "--input-format", "logits"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=predictions)
@@ -197,6 +245,20 @@ runpy.run_module("klmetric", run_name="__main__", alter_sys=True)
 """
 
 
+# What comes after the imports that take long, and need not be waited for.
+LATE = ("p.npy", ".tmp")
+
+
+def interrupt_at(event, end):
+    """The same in a process that has imported the rest."""
+
+    def hook(name, args):
+        if name == event and args and str(args[0]).endswith(end):
+            signal.raise_signal(signal.SIGINT)
+
+    sys.addaudithook(hook)
+
+
 def interrupted(event, end, count, *arguments, cwd, **options):
     command = [sys.executable, "-c", INTERRUPTING, event, end, str(count), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, **options)
@@ -213,6 +275,7 @@ def predictions(tmp_path):
 REPORTS = ("--json", "o.json", "--csv", "o.csv", "--plot", "o.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "end"),
     [
@@ -236,13 +299,17 @@ def test_ctrl_c_in_every_phase(predictions, event, end):
     for name, text in before.items():
         (predictions / name).write_text(text)
     arguments = ["compare", "p.npy", "q.npy", "--input-format", "logits", *REPORTS]
-    done = interrupted(event, end, 1, *arguments, cwd=predictions)
+    if end in LATE:
+        done = forked(*arguments, cwd=predictions, first=partial(interrupt_at, event, end))
+    else:
+        done = interrupted(event, end, 1, *arguments, cwd=predictions)
     assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
     assert (event == "os.rename") == ("p99.9" in done.stdout)
     assert {name: (predictions / name).read_text() for name in before} == before
     assert sorted(file.name for file in predictions.iterdir()) == ["o.csv", "o.json", "p.npy", "q.npy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "end"), [("import", "torch"), ("import", "lightning"), ("import", "_posixsubprocess")]
 )
@@ -251,6 +318,7 @@ def test_ctrl_c_in_the_demo(tmp_path, event, end):
     assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_demo_trains(tmp_path):
     """From a terminal: all processes of the group have it, and one of them answers."""
     command = [sys.executable, "-m", "klmetric", "demo", "--epochs", "1000", "--out", "there"]
@@ -268,6 +336,7 @@ def test_ctrl_c_while_the_demo_trains(tmp_path):
     assert (process.returncode, said) == (130, "Interrupted.\n")
 
 
+@pytest.mark.slow
 def test_in_the_background_it_is_not_interrupted(predictions):
     """As a shell starts what it does not wait for: with SIGINT ignored."""
     arguments = ["compare", "p.npy", "q.npy", "--input-format", "logits"]
@@ -280,22 +349,26 @@ def test_in_the_background_it_is_not_interrupted(predictions):
 # --- Where there is no room
 
 
+def leave_little_room():
+    """From the first place that is written to on, and not where the places are tried."""
+    import resource
+
+    write = whole.write_whole
+
+    def with_little_room(path, data):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        write(path, data)
+
+    whole.write_whole = with_little_room
+
+
+@pytest.mark.slow
 def test_a_full_disk(predictions):
     """Files may have no more than a few bytes. What was there stays, and everything else is written."""
-    # From the first place that is written to on, and not where the places are tried.
-    room = """
-import klmetric.command.whole as whole, resource, signal
-write = whole.write_whole
-def with_little_room(path, data):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    write(path, data)
-whole.write_whole = with_little_room
-"""
-    code = WITHOUT.replace("sys.argv[0]", f"{room}sys.argv[0]")
     (predictions / "o.json").write_text("a report")
-    command = [sys.executable, "-c", code, "compare", "p.npy", "q.npy", "--input-format", "logits", *REPORTS]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=predictions)
+    arguments = ["compare", "p.npy", "q.npy", "--input-format", "logits", *REPORTS]
+    done = forked(*arguments, cwd=predictions, first=leave_little_room)
     assert done.returncode == 2, done.stderr
     for name in ("o.json", "o.png"):
         assert f"A report must go where it can be written. Got {name}: File too large." in done.stderr
@@ -306,6 +379,7 @@ whole.write_whole = with_little_room
     assert sorted(file.name for file in predictions.iterdir()) == ["o.csv", "o.json", "p.npy", "q.npy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--json", "--csv", "--plot"])
 def test_a_full_disk_is_seen_before_measuring(predictions, option):
     code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + WITHOUT
@@ -319,6 +393,7 @@ def test_a_full_disk_is_seen_before_measuring(predictions, option):
     assert len(list(predictions.iterdir())) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 @pytest.mark.parametrize(
     "arguments", ["--version", "--help", "compare --help", "compare p.npy q.npy", "compare p.npy q.npy --json -"]
@@ -338,7 +413,7 @@ def test_nowhere_to_print_to(predictions, arguments):
     assert (predictions / "o.csv").exists() == ("p.npy" in arguments), "what can be written is"
 
 
-def test_how_a_report_takes_its_place(predictions):
+def test_how_a_report_takes_its_place(predictions, here):
     (predictions / "kept").mkdir()
     before = predictions / "kept" / "o.json"
     before.write_text("a report")
@@ -350,18 +425,18 @@ def test_how_a_report_takes_its_place(predictions):
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     arguments = ["compare", "p.npy", "q.npy", "--input-format", "logits", "--json", "link.json", "--csv", "pipe"]
     with before.open() as held:
-        done = klmetric(*arguments, cwd=predictions)
+        status, _, said = here(*arguments)
         assert held.read() == "a report", "it is another file"
-    assert done.returncode == 0, done.stderr
+    assert status == 0, said
     assert link.is_symlink()
     assert before.read_text().startswith("{")
     assert before.stat().st_mode & 0o777 == 0o604
     assert os.read(reader, 2**16).startswith(b"name,group,")
     assert pipe.is_fifo()
     os.close(reader)
-    assert klmetric(*arguments[:5], "--json", "/dev/null", cwd=predictions).returncode == 0
+    assert here(*arguments[:5], "--json", "/dev/null")[0] == 0
     new = predictions / "new.json"
-    assert klmetric(*arguments[:5], "--json", "new.json", cwd=predictions).returncode == 0
+    assert here(*arguments[:5], "--json", "new.json")[0] == 0
     umask = os.umask(0)
     os.umask(umask)
     assert new.stat().st_mode & 0o777 == 0o666 & ~umask

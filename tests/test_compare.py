@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,14 @@ import pytest
 import torch
 from command import report_of, run
 from kld import write_kld
-from processes import free_port
+from processes import forked, free_port
 from safetensors.torch import save_file
 from torch import Tensor
 from trained import digits, text
 from typer.testing import CliRunner
 
 from klmetric import KLDivergence, KLDivergenceSummary
+from klmetric.command import measure
 from klmetric.command.cli import app
 from klmetric.saved.formats.llama import storage_error
 
@@ -508,13 +511,10 @@ class TestWhatWasWrongOnce:
         q = save(data["int8"], tmp_path / "q.npy")
         agree(report_of(tmp_path / "p.pt", q, "--batch-rows", 7)["models"][0], expected(data["full"], data["int8"]))
 
-    def test_a_broken_pipe_does_not_hide_the_gate(self, files):
-        command = [sys.executable, "-m", "klmetric", "compare", str(files["full"]), str(files["noisy"])]
-        command += ["--input-format", "logits", "--fail-above", "mean=0"]
-        read, write = os.pipe()
-        os.close(read)
-        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
-        os.close(write)
+    @pytest.mark.slow
+    def test_a_broken_pipe_does_not_hide_the_gate(self, files, tmp_path):
+        arguments = ["compare", files["full"], files["noisy"], "--input-format", "logits", "--fail-above", "mean=0"]
+        done = forked(*arguments, cwd=tmp_path, first=break_the_pipe)
         assert done.returncode == 1, done.stderr
         assert "Failed: noisy: mean" in done.stderr
         assert "Traceback" not in done.stderr
@@ -537,6 +537,13 @@ class TestWhatWasWrongOnce:
             done = run(path, path, "--plot", tmp_path / "kl.png", "--json", tmp_path / "o.json")
             assert json.loads((tmp_path / "o.json").read_text())["models"][0]["name"] == name
             assert name in done.stdout
+
+
+def break_the_pipe():
+    """As of `| head`, which has seen enough."""
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, 1)
 
 
 def logits_of(*shape, seed=0):
@@ -796,6 +803,7 @@ def report_of_rank(rank, size, arguments, folder):
     return report_in_processes(rank, size, arguments, 1 if rank == 0 else 0, folder)
 
 
+@pytest.mark.slow
 def test_under_torchrun(grouped, tmp_path):
     alone = report_in_processes(0, 1, grouped, 1, tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
@@ -823,28 +831,27 @@ def test_bad_rows_on_one_process(files, tmp_path, three_processes):
     assert ["sample 30, position 0" in err for _, err in printed] == [False, True, False]
 
 
-# Reads the models as ever, and sends SIGINT to itself once as many batches have been added.
-INTERRUPTED = """
-import os, signal, sys
-from klmetric.command import measure
-from klmetric.__main__ import main
-count, add = int(sys.argv.pop(1)), measure._add
-def added(result, *rows):
-    global count
-    add(result, *rows)
-    count -= 1
-    if count == 0:
-        os.kill(os.getpid(), signal.SIGINT)
-measure._add = added
-main()
-"""
+def interrupt_after(batches, times=1):
+    """Send SIGINT to this process, that often, once as many batches have been added."""
+    left, add = batches, measure._add
+
+    def added(result, *rows):
+        nonlocal left
+        add(result, *rows)
+        left -= 1
+        if left == 0:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    measure._add = added
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 40])
 def test_ctrl_c_reports_what_was_measured(files, tmp_path, batches):
-    command = [sys.executable, "-c", INTERRUPTED, str(batches), "compare", str(files["full"]), str(files["noisy"])]
-    command += ["--input-format", "logits", "--batch-rows", "24", "--json", "o.json", "--fail-above", "mean=0"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    arguments = ["compare", files["full"], files["noisy"], "--input-format", "logits", "--batch-rows", "24"]
+    arguments += ["--json", "o.json", "--fail-above", "mean=0"]
+    done = forked(*arguments, cwd=tmp_path, first=partial(interrupt_after, batches))
     assert done.returncode == 130, done.stderr
     report = json.loads((tmp_path / "o.json").read_text())
     n = report["samples"]
@@ -857,13 +864,10 @@ def test_ctrl_c_reports_what_was_measured(files, tmp_path, batches):
     assert "p99.9" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_it(files, tmp_path):
-    code = INTERRUPTED.replace(
-        "os.kill(os.getpid(), signal.SIGINT)", "[signal.raise_signal(signal.SIGINT) for _ in '12']"
-    )
-    command = [sys.executable, "-c", code, "3", "compare", str(files["full"]), str(files["noisy"])]
-    command += ["--input-format", "logits", "--batch-rows", "24", "--json", "o.json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    arguments = ["compare", files["full"], files["noisy"], "--input-format", "logits", "--batch-rows", "24"]
+    done = forked(*arguments, "--json", "o.json", cwd=tmp_path, first=partial(interrupt_after, 3, times=2))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -881,11 +885,15 @@ def many(tmp_path_factory):
 
 
 class TestManyModels:
+    def seen(self, *arguments, folder):
+        """The report, and what is printed."""
+        shown = run(*arguments, "--json", folder / "o.json").stdout
+        return json.loads((folder / "o.json").read_text()), shown
+
     @pytest.mark.parametrize("width", [80, 160])
-    def test_a_row_a_model(self, many, width, monkeypatch):
+    def test_a_row_a_model(self, many, tmp_path, width, monkeypatch):
         monkeypatch.setenv("COLUMNS", str(width))
-        report = report_of(*many)
-        shown = run(*many).stdout
+        report, shown = self.seen(*many, folder=tmp_path)
         assert max(map(len, shown.splitlines())) <= width
         cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line[:1] == "│"]
         heads = [[cell.strip() for cell in line.split("┃")[1:-1]] for line in shown.splitlines() if line[:1] == "┃"]
@@ -897,9 +905,9 @@ class TestManyModels:
             assert f"{model['mean']:.4g}" in [cell for row in rows for cell in row]
             assert f"{model['p99_9']:.4g}" in [cell for row in rows for cell in row], "no number is folded"
 
-    def test_in_markdown(self, many):
-        report = report_of(*many)
-        lines = run(*many, "--markdown").stdout.splitlines()
+    def test_in_markdown(self, many, tmp_path):
+        report, shown = self.seen(*many, "--markdown", folder=tmp_path)
+        lines = shown.splitlines()
         head = next(line for line in lines if line.startswith("| model | mean | 95 % interval |"))
         for model in report["models"]:
             line = next(line for line in lines if line.startswith(f"| {model['name']} | {model['mean']:.4g} |"))
@@ -912,11 +920,11 @@ class TestManyModels:
         assert sum("meta-llama" in line for line in shown.splitlines()) == 1
         assert shown.count("┏") == 1
 
+    @pytest.mark.slow
     def test_many_groups_and_many_models(self, many, tmp_path, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")
         (tmp_path / "labels.txt").write_text("\n".join(f"group {k}" for k in range(40)))
-        report = report_of(*many[:-1], tmp_path / "labels.txt")
-        shown = run(*many[:-1], tmp_path / "labels.txt").stdout
+        report, shown = self.seen(*many[:-1], tmp_path / "labels.txt", folder=tmp_path)
         assert max(map(len, shown.splitlines())) <= 80
         for model in report["models"]:
             assert f"{model['groups']['group 39']['mean']:.4g}" in shown

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torchrun_run
 from cases import GRID, pair
 from kinds import KINDS, make, same, value_of, without_order
-from processes import Processes, free_port
+from processes import Processes, as_launched, free_port
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
@@ -74,11 +74,7 @@ def test_nobody_has_data(processes: Processes):
 
 def fabric_in_processes(rank, size, shuffle):
     fabric_module = pytest.importorskip("lightning.fabric")
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": size}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1, "TORCHELASTIC_RUN_ID": "here"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, str(value))
+    with as_launched(rank, size):
         fabric = fabric_module.Fabric(accelerator="cpu", devices=size, strategy="ddp")
         fabric.launch()
         data = TensorDataset(*pair(7, 5))
@@ -130,14 +126,14 @@ def test_collection(processes: Processes):
         torch.testing.assert_close(values["sum"], 2 * kl_divergence(p, q, reduction="sum"), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_same_bits_under_torchrun(tmp_path, processes):
+@pytest.mark.slow
+def test_same_bits_under_torchrun(tmp_path):
     here = Path(__file__).parent
     command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
-        f"--nproc-per-node={processes}",
+        "--nproc-per-node=3",
         "--master-addr=127.0.0.1",
     ]
     command += [f"--master-port={free_port()}", str(here / "torchrun_run.py")]
@@ -161,13 +157,10 @@ def grid_in_processes(rank, size):
     return [torchrun_run.evaluate(*case) for case in GRID]
 
 
-def test_same_bits_on_eight_processes(tmp_path):
-    processes = Processes(8, str(tmp_path / "store"))
-    try:
-        for values in processes(grid_in_processes):
-            same_bits_as_one_batch(values)
-    finally:
-        processes.stop()
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_same_bits_on_any_number_of_processes(group, size):
+    for values in group(size)(grid_in_processes):
+        same_bits_as_one_batch(values)
 
 
 COLLECTIVES = [
@@ -468,6 +461,7 @@ def fault_in_processes(rank, size, fault):
     return type(caught.value).__name__, type(caught.value.__cause__).__name__, str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["dies", "never computes"])
 def test_a_rank_that_fails(tmp_path, fault):
     processes = Processes(2, str(tmp_path / "store"))
@@ -517,14 +511,11 @@ def batches():
 @pytest.mark.parametrize("kind", ["mean", "none", "summary"])
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 3), (3, 2), (3, 1)])
-def test_resumed_from_a_checkpoint(request, tmp_path, before, after, merged, kind):
-    groups = {2: "two_processes", 3: "three_processes"}
-    request.getfixturevalue(groups[before])(interrupted_in_processes, tmp_path, kind, merged)
-    if after == 1:
-        values = [resumed_in_processes(0, 1, tmp_path, kind, merged)]
-    else:
-        values = request.getfixturevalue(groups[after])(resumed_in_processes, tmp_path, kind, merged)
-    for value in values:
+def test_resumed_from_a_checkpoint(group, tmp_path, before, after, merged, kind):
+    group(before)(interrupted_in_processes, tmp_path, kind, merged)
+    arguments = (tmp_path, kind, merged)
+    alone = after == 1  # without a group
+    for value in [resumed_in_processes(0, 1, *arguments)] if alone else group(after)(resumed_in_processes, *arguments):
         same(*map(without_order, (value, value_of(kind, *pair(34, 5)))))
 
 

@@ -200,6 +200,7 @@ class TestMatrices:
     def test_equal_ones_are_exactly_0(self, kind):
         assert kl(multivariate(kind, 0), multivariate(kind, 0)) == 0
 
+    @pytest.mark.slow
     def test_gradients(self, kind):
         def f(a, b):
             return kl_divergence(of_matrix(kind, a), of_matrix(kind, b))
@@ -345,6 +346,7 @@ class TestParameters:
 SMOOTH = [k for k in NAMES if k not in (D.Pareto, D.Uniform)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", NAMES, ids=name)
 @pytest.mark.parametrize("equal", [False, True], ids=["apart", "equal"])

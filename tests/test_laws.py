@@ -12,7 +12,7 @@ from klmetric import KLDivergence, kl_divergence
 settings.register_profile("klmetric", deadline=None, max_examples=150, derandomize=True)
 settings.load_profile("klmetric")
 
-pytestmark = pytest.mark.filterwarnings("ignore:With one class")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:With one class")]
 
 ONE_TO = {n: st.integers(1, n) for n in range(1, 9)}
 FINITE = st.floats(-50, 50, width=32)

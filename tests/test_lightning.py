@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning_run
 import pytest
 import torch
 import torch.distributions as D
@@ -17,8 +18,10 @@ from cases import GRID, pair
 from kinds import value_of
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import CombinedLoader
-from lightning_run import SIZES, Fixed, WithResumableLoader, loader, resumable_fit, trainer
+from lightning_run import SIZES, Fixed, WithResumableLoader, loader, record_of, resumable_fit, trainer
+from processes import as_launched, free_port
 from torch.utils._pytree import tree_map
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from torchmetrics import MetricCollection, MinMaxMetric
@@ -756,7 +759,7 @@ trainer:
 
 
 def script(*arguments, tmp_path):
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(Path(lightning_run.__file__).parent), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
@@ -764,6 +767,7 @@ def script(*arguments, tmp_path):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_lightning_cli(tmp_path):
     (tmp_path / "main.py").write_text(CLI)
     (tmp_path / "config.yaml").write_text(CONFIG)
@@ -787,30 +791,58 @@ def test_trainer_of_pytorch_lightning(tmp_path):
     close(callback.history[0]["val_kl"], SIZES[0])
 
 
-@pytest.mark.parametrize("devices", [1, 2, 3, 4])
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
-def test_same_value_for_every_number_of_processes(tmp_path, strategy, devices):
-    out = tmp_path / "out.json"
-    script(Path(__file__).parent / "lightning_run.py", strategy, devices, out, tmp_path=tmp_path)
-    record = json.loads(out.read_text())
+def agrees(record, devices, only_fitted=False):
     logged = record["logged"]
     close(logged["train_kl"], SIZES[0])
-    if strategy == "ddp":
-        close(logged["val_kl"], SIZES[0])
-        close(logged["test_kl"], SIZES[0])
-        # Of each process the first batch of two.
-        kept = slice(2 * devices, None)
-        p, q = (x[kept] for x in pair(SIZES[0], 5, seed=SIZES[0]))
-        torch.testing.assert_close(
-            logged["val_kl/skips"], kl_divergence(p, q).item() if len(p) else math.nan, rtol=0, atol=0, equal_nan=True
-        )
     for index, (count, _) in enumerate(GRID):
         assert logged[f"val_kl/dataloader_idx_{index}"] == kl_divergence(*pair(count, 5, seed=count)).item()
         for key, value in value_of("summary", *pair(count, 5, seed=count)).items():
             if not key.startswith("top"):
                 assert logged[f"val_summary_{key}/dataloader_idx_{index}"] == value.item()
+    if not only_fitted:
+        close(logged["val_kl"], SIZES[0])
+        close(logged["test_kl"], SIZES[0])
+        # Of each process the first batch of two.
+        p, q = (x[2 * devices :] for x in pair(SIZES[0], 5, seed=SIZES[0]))
+        skips = kl_divergence(p, q).item() if len(p) else math.nan
+        torch.testing.assert_close(logged["val_kl/skips"], skips, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_launched_by_lightning(tmp_path, strategy):
+    script(Path(lightning_run.__file__), strategy, 2, tmp_path / "out.json", tmp_path=tmp_path)
+    record = json.loads((tmp_path / "out.json").read_text())
+    agrees(record, 2, only_fitted=strategy == "ddp_spawn")
     # The workers of ddp_spawn take their histories with them.
-    assert len(record["history"]) == (0 if strategy == "ddp_spawn" else 5)
+    assert len(record["history"]) == (5 if strategy == "ddp" else 0)
+
+
+def ddp_in_processes(rank, size, root):
+    with as_launched(rank, size):
+        record = record_of(root, "ddp", size)
+        if size == 2:
+            history = resumable_fit(root, strategy="ddp", devices=2)
+            resumed = resumable_fit(root, ckpt_path=root / "step=3.ckpt", strategy="ddp", devices=2)
+            assert resumed == history
+    return record
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_same_value_for_every_number_of_processes(tmp_path, group, devices):
+    for record in group(devices)(ddp_in_processes, tmp_path):
+        agrees(record, devices)
+        assert len(record["history"]) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 3, 4])
+def test_same_value_in_processes_that_are_sent_their_work(tmp_path, monkeypatch, devices):
+    """As ddp_spawn does it, but from a process that has imported what they need."""
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))  # which Lightning sets, and leaves
+    record = record_of(tmp_path, DDPStrategy(start_method="forkserver"), devices)
+    agrees(record, devices)
+    assert record["history"] == []
 
 
 class TestPadding:

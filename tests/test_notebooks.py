@@ -35,6 +35,7 @@ def kinds(notebook):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path):
     stored = nbformat.read(path, as_version=4)

@@ -101,8 +101,13 @@ FAR_OUT = {
 
 
 class TestQuantiles:
-    @pytest.mark.parametrize("n", [10**3, 10**6])
-    @pytest.mark.parametrize("name", SHAPES)
+    @pytest.mark.parametrize(
+        ("name", "n"),
+        [
+            *((name, n) for name in SHAPES for n in (10**3, 10**5)),
+            pytest.param("lognormal", 10**6, marks=pytest.mark.slow),
+        ],
+    )
     def test_within_the_promised_accuracy_and_the_same_after_any_split(self, name, n):
         x = shape(name, n)
         p, q = with_divergences(x)
@@ -283,6 +288,7 @@ class TestStandardError:
             metric.compute()
         assert len(said) == 1
 
+    @pytest.mark.slow
     def test_the_interval_covers_the_truth(self):
         generator = torch.Generator().manual_seed(0)
         samples, tokens, trials, truth = 100, 10, 1500, 1.0

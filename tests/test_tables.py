@@ -128,6 +128,7 @@ class TestHeader:
                 np.savetxt(tmp_path / f"{name}.csv", x, **options)
             measures(mean_kl(P, Q), tmp_path / "p.csv", tmp_path / "q.csv")
 
+    @pytest.mark.slow
     def test_a_long_line(self, tmp_path):
         """Longer than Python's csv allows a cell to be."""
         x = RNG.normal(size=(3, 10_000))

@@ -145,6 +145,7 @@ def test_where_there_is_no_float64_the_totals_live_on_the_cpu():
     assert device_of_float64(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
+@pytest.mark.slow
 def test_no_drift_over_many_updates():
     rows = torch.rand(1000, generator=torch.Generator().manual_seed(0)).pow(8)
     batches = [vector.of_rows(row, None) for row in rows.unsqueeze(1)]
