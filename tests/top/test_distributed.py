@@ -6,7 +6,6 @@ import subprocess
 import sys
 import warnings
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -128,7 +127,6 @@ def test_collection(processes: Processes):
 
 @pytest.mark.slow
 def test_same_bits_under_torchrun(tmp_path):
-    here = Path(__file__).parent
     command = [
         sys.executable,
         "-m",
@@ -136,7 +134,7 @@ def test_same_bits_under_torchrun(tmp_path):
         "--nproc-per-node=3",
         "--master-addr=127.0.0.1",
     ]
-    command += [f"--master-port={free_port()}", str(here / "torchrun_run.py")]
+    command += [f"--master-port={free_port()}", torchrun_run.__file__]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
