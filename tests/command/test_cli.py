@@ -103,17 +103,22 @@ def forget(monkeypatch, *names):
 @pytest.mark.parametrize(
     ("missing", "needing", "arguments", "text"),
     [
-        ("typer", "klmetric.command.cli", [], "The command klmetric needs typer and rich: pip install 'klmetric[cli]'"),
+        (
+            "typer",
+            ["klmetric.command.cli"],
+            [],
+            "The command klmetric needs typer and rich: pip install 'klmetric[cli]'",
+        ),
         (
             "sklearn",
-            "klmetric.command.distil",
+            ["klmetric.command.demo", "klmetric.command.distil"],
             ["demo"],
             "The demo needs sklearn.datasets: pip install 'klmetric[demo]'",
         ),
     ],
 )
 def test_what_to_install(here, monkeypatch, missing, needing, arguments, text):
-    forget(monkeypatch, missing, needing)
+    forget(monkeypatch, missing, *needing)
     monkeypatch.setitem(sys.modules, missing, None)
     status, _, said = here(*arguments)
     assert status == 2
