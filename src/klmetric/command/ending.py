@@ -65,7 +65,7 @@ def leave_with_processes() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN or not hasattr(signal, "pthread_sigmask"):  # as on Windows
         return
-    from multiprocessing import active_children
+    from multiprocessing import active_children, resource_tracker
     from threading import Thread
 
     def wait() -> None:
@@ -74,6 +74,9 @@ def leave_with_processes() -> None:
             process.kill()
         leave()
 
+    # It starts with the first process, and lets the signal through again: so before. Of what those leave it warns.
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which threads and processes inherit
     Thread(target=wait, daemon=True).start()
 
