@@ -21,7 +21,7 @@ INLINE Part no_distribution() { return {D_NAN, D_NAN, 1, 0, D_NAN, 0, D_NAN, -D_
 INLINE Part nothing() { return {0, 0, 1, 0, 0, -D_INF, 0, -D_INF}; } // no mass, of p or q
 
 struct Scratch {
-  alignas(64) float a[BLOCK], b[BLOCK], w[BLOCK], d[BLOCK];
+  alignas(64) float a[BLOCK], b[BLOCK], w[BLOCK], d[BLOCK], tail_a[FLOATS], tail_b[FLOATS];
   alignas(64) double p[BLOCK], q[BLOCK];
 };
 
@@ -31,6 +31,13 @@ template <int LANES, class Step> INLINE void each(int n, Step f) {
   for (; i + 2 * LANES <= n; i += 2 * LANES) f(i, 0), f(i + LANES, 1);
   if (i < n) f(i, 0);
 }
+// Floats where they lie, but for those that fill no vector: a padded copy of these, as `f(x, y, i, j)` gets them.
+struct Floats { const float *a, *b; int whole; const float *tail_a, *tail_b; };
+template <class Step> INLINE void each(const Floats &x, Step f) {
+  each<FLOATS>(x.whole, [&](int i, int j) EACH { f(load<F>(x.a + i), load<F>(x.b + i), i, j); });
+  if (x.tail_a) f(load<F>(x.tail_a), load<F>(x.tail_b), x.whole, 0);
+}
+INLINE void ahead(const Floats &x, int i) { __builtin_prefetch(x.a + i + BLOCK), __builtin_prefetch(x.b + i + BLOCK); }
 
 // What rounding took from d = b - a. (Knuth's TwoSum.)
 template <class V> INLINE V lost_in(V d, V b, V a) {
@@ -40,10 +47,10 @@ template <class V> INLINE V lost_in(V d, V b, V a) {
 
 // ---- in double: any input, for the rows that float cannot do ---------------------------------------------------------
 // a and b are logarithms, n a multiple of the lanes; `within` the divergences of parts that stand for the classes.
-__attribute__((noinline)) Part careful(const double *a, const double *b, const double *within, int n, double tau) {
+APART Part careful(const double *a, const double *b, const double *within, int n, double tau) {
   D top = all(-D_INF), top_q = top;
   L bad{};
-  each<DOUBLES>(n, [&](int i, int) {
+  each<DOUBLES>(n, [&](int i, int) EACH {
     D x = load<D>(a + i), y = load<D>(b + i);
     top = larger(x, top), top_q = larger(y, top_q), bad = bad | (x != x) | (y != y);
   });
@@ -51,17 +58,17 @@ __attribute__((noinline)) Part careful(const double *a, const double *b, const d
   if (any(bad) || m == D_INF || mq == D_INF) return no_distribution();
   if (mq == -D_INF && m == -D_INF) return nothing();
   D scale = all(tau), level = all(mq == -D_INF || m == -D_INF ? 0. : mq - m), infinite = all(-D_INF);
-  auto exp_from = [&](D x, double from) { return exp((x - all(from)) * scale); };
-  auto mass_of_q = [&]() { D V{}; each<DOUBLES>(n, [&](int i, int) { V = V + exp_from(load<D>(b + i), mq); }); return total(V); };
+  auto exp_from = [&](D x, double from) EACH { return exp((x - all(from)) * scale); };
+  auto mass_of_q = [&]() { D V{}; each<DOUBLES>(n, [&](int i, int) EACH { V = V + exp_from(load<D>(b + i), mq); }); return total(V); };
   if (m == -D_INF) return {0, 0, 1, mq * tau, mass_of_q() - 1, 0, 0, -D_INF};
-  auto difference = [&](D x, D y, D &rest) {
+  auto difference = [&](D x, D y, D &rest) EACH {
     L known = (x > infinite) & (y > infinite);
     D d = where(known, y - x, level);
     rest = where(known, lost_in(d, y, x), D{});
     return d;
   };
   D W{}, S{}, K{}, edge = infinite;
-  each<DOUBLES>(n, [&](int i, int) {
+  each<DOUBLES>(n, [&](int i, int) EACH {
     D x = load<D>(a + i), y = load<D>(b + i), rest, d = difference(x, y, rest), w = exp_from(x, m);
     W = W + w, S = S + w * d, edge = larger(where(y == infinite, x, infinite), edge);
     if (within) K = K + w * load<D>(within + i);
@@ -75,7 +82,7 @@ __attribute__((noinline)) Part careful(const double *a, const double *b, const d
     return part;
   }
   D A{}, B{};
-  each<DOUBLES>(n, [&](int i, int) {
+  each<DOUBLES>(n, [&](int i, int) EACH {
     D x = load<D>(a + i), y = load<D>(b + i), rest, d = difference(x, y, rest), w = exp_from(x, m);
     D t = (d * scale - all(c)) + rest * scale, e = exp((y - all(m)) * scale - all(c));
     L near = (t < all(NEAR_D)) & (t > all(-NEAR_D)) & (w > D{});
@@ -87,11 +94,10 @@ __attribute__((noinline)) Part careful(const double *a, const double *b, const d
 
 // ---- in float: logits and log-probabilities --------------------------------------------------------------------------
 struct Tops { float p, q; bool bad; };
-INLINE Tops tops_of_logs(const float *a, const float *b, int n) {
+INLINE Tops tops_of_logs(const Floats &block) {
   F p = all(-INF), q = p;
   I bad{};
-  each<FLOATS>(n, [&](int i, int) {
-    F x = load<F>(a + i), y = load<F>(b + i);
+  each(block, [&](F x, F y, int, int) EACH {
     p = larger(x, p), q = larger(y, q), bad = bad | (x != x) | (y != y);
   });
   return {largest(p), largest(q), any(bad)};
@@ -100,19 +106,19 @@ INLINE Tops tops_of_logs(const float *a, const float *b, int n) {
 // Whether t may stand as it is: what rounding took from d (c is about d), or left in c, could show in the divergence.
 INLINE bool is_sharp(double c, double x, double y) { return c * c <= 16 * x && y * y <= x / 16; }
 
-INLINE bool block_of_logs(const float *a, const float *b, int n, const Scale &s, Tops top, Scratch &k, Part &part) {
+APART bool block_of_logs(const Floats &block, Scale s, Tops top, Scratch &k, Part &part) {
   if (top.bad || !(top.p > -s.reach && top.p < s.reach && top.q > -s.reach && top.q < s.reach)) return false;
   Exponential base(s, all(top.p)), base_q(s, all(top.q));
   int power = first(base.k), shift = first(base_q.k) - power;
   F W[2] = {}, S[2] = {}, low = all(INF), high = all(-INF), lost = high, none = high, level = all(top.q - top.p);
-  each<FLOATS>(n, [&](int i, int j) {
-    F x = load<F>(a + i), y = load<F>(b + i), w = exp(x, s, base);
+  each(block, [&](F x, F y, int i, int j) EACH {
+    F w = exp(x, s, base);
     I is_p = x > none;
     F d = where(is_p, y - x, level);
     lost = larger(where(is_p, none, y), lost); // q of the classes without p
     W[j] = W[j] + w, S[j] = fma(w, d, S[j]), low = smaller(d, low), high = larger(d, high);
     store(k.w + i, w), store(k.d + i, d);
-    __builtin_prefetch(a + i + BLOCK), __builtin_prefetch(b + i + BLOCK);
+    ahead(block, i);
   });
   double mass = total(W[0] + W[1]), c = total(S[0] + S[1]) / mass * s.tau;
   double below = least(low) * s.tau - c, above = largest(high) * s.tau - c;
@@ -123,7 +129,7 @@ INLINE bool block_of_logs(const float *a, const float *b, int n, const Scale &s,
   }
   if (above > 34) { // e^above could make up for a weight that counted as 0
     F V[2] = {};
-    each<FLOATS>(n, [&](int i, int j) { V[j] = V[j] + exp(load<F>(b + i), s, base_q); });
+    each(block, [&](F, F y, int, int j) EACH { V[j] = V[j] + exp(y, s, base_q); });
     double l = shift * Scale::LN2_D + log(total(V[0] + V[1])) - log(mass) - c;
     part.extra = l;
     return l > 0.3 * (1 + (c < 0 ? -c : c)); // else it is a difference of larger numbers
@@ -131,24 +137,21 @@ INLINE bool block_of_logs(const float *a, const float *b, int n, const Scale &s,
   bool near = below > -NEAR && above < NEAR, exact = !near;
   for (int attempt = 0; attempt < 3; attempt++) {
     F A[2] = {}, B[2] = {}, centre = all(-float(c)), factor = all(s.factor);
-    auto sums = [&](auto phi_of, bool with_rest) {
-      each<FLOATS>(n, [&](int i, int j) {
+    auto sums = [&](auto phi_of, bool with_rest) EACH {
+      each(block, [&](F x, F y, int i, int j) EACH {
         F w = load<F>(k.w + i), d = load<F>(k.d + i), t = fma(d, factor, centre);
-        if (with_rest) {
-          F x = load<F>(a + i);
-          t = fma(where(x > none, lost_in(d, load<F>(b + i), x), F{}), factor, t);
-        }
+        if (with_rest) t = fma(where(x > none, lost_in(d, y, x), F{}), factor, t);
         B[j] = fma(w, t, B[j]), A[j] = fma(w, phi_of(t), A[j]);
       });
     };
-    if (!near) sums([](F t) { return phi(t); }, true);
-    else if (exact) sums([](F t) { return phi_near(t); }, true);
-    else sums([](F t) { return phi_near(t); }, false);
+    if (!near) sums([](F t) EACH { return phi(t); }, true);
+    else if (exact) sums([](F t) EACH { return phi_near(t); }, true);
+    else sums([](F t) EACH { return phi_near(t); }, false);
     part.centre = float(c);
     double x = total(A[0] + A[1]) / mass, y = total(B[0] + B[1]) / mass;
     if (largest(lost) > -INF) { // the term of a class without p is its q
       F V[2] = {};
-      each<FLOATS>(n, [&](int i, int j) { V[j] = V[j] + where(load<F>(a + i) > none, F{}, exp(load<F>(b + i), s, base_q)); });
+      each(block, [&](F x, F y, int, int j) EACH { V[j] = V[j] + where(x > none, F{}, exp(y, s, base_q)); });
       double q[DOUBLES], scale = shift * Scale::LN2_D - part.centre;
       if (scale > 600) return false;
       store(q, exp(all(scale)));
@@ -165,30 +168,29 @@ INLINE bool block_of_logs(const float *a, const float *b, int n, const Scale &s,
 // With rho = Q/P as a rounded number and u = (q - rho p) / (rho p), whose numerator is one fma: a term of x is
 // p (u - log1p u), y is the sum of p u, what rounding left of 0 in rho, and the divergence within is x + log1p(y) - y.
 struct Masses { F p, q; Tops top; };
-INLINE Masses masses_of_probs(const float *a, const float *b, int n) {
+INLINE Masses masses_of_probs(const Floats &block) {
   F p = {}, q = {}, P[2] = {}, Q[2] = {};
   I bad{};
-  each<FLOATS>(n, [&](int i, int j) {
-    F x = load<F>(a + i), y = load<F>(b + i);
+  each(block, [&](F x, F y, int, int j) EACH {
     P[j] = P[j] + x, Q[j] = Q[j] + y, p = larger(x, p), q = larger(y, q), bad = bad | ~((x >= F{}) & (y >= F{}));
   });
   return {P[0] + P[1], Q[0] + Q[1], {largest(p), largest(q), any(bad)}};
 }
 constexpr float TINY = 1e-30f, VAST = 1e30f;
-INLINE bool block_of_probs(const float *a, const float *b, int n, const Masses &m, Part &part) {
+APART bool block_of_probs(const Floats &block, const Masses &m, Part &part) {
   double mass = total(m.p), mass_q = total(m.q);
   if (m.top.bad || !(mass > TINY && mass < VAST && mass_q > TINY && mass_q < VAST)) return false;
   float rho = float(mass_q / mass);
   if (!(rho > TINY && rho < VAST)) return false;
   F A[2] = {}, B[2] = {}, r = all(rho), minus = all(-rho), each_q = all(1 / rho);
   I out{};
-  each<FLOATS>(n, [&](int i, int j) {
-    F p = load<F>(a + i), q = load<F>(b + i), d = fma(p, minus, q), inverse = all(1.f) / (p * r);
+  each(block, [&](F p, F q, int i, int j) EACH {
+    F d = fma(p, minus, q), inverse = all(1.f) / (p * r);
     F u = d * inverse, ratio = q * inverse;
     I is_p = p > F{};
     out = out | (is_p & ~((ratio > all(TINY)) & (ratio < all(VAST))));
     B[j] = B[j] + d, A[j] = A[j] + where(is_p, p * psi(u, ratio), d * each_q);
-    __builtin_prefetch(a + i + BLOCK), __builtin_prefetch(b + i + BLOCK);
+    ahead(block, i);
   });
   if (any(out)) return false; // also where q alone is 0
   double x = total(A[0] + A[1]) / mass, y = total(B[0] + B[1]) / mass / rho;

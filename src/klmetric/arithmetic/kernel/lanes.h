@@ -31,7 +31,7 @@ INLINE LaneTops tops_of_lanes(const Table &s, int classes) {
   return {p, q, bad, first_p == first_q};
 }
 
-INLINE Lane lanes_of_logs(Table &s, int classes, const Scale &scale) {
+APART Lane lanes_of_logs(Table &s, int classes, Scale scale) {
   LaneTops top = tops_of_lanes(s, classes);
   F none = all(-INF), reach = all(scale.reach), factor = all(scale.factor), level = top.q - top.p;
   I fit = ~top.bad & (top.p > -reach) & (top.p < reach) & (top.q > -reach) & (top.q < reach);
@@ -80,7 +80,7 @@ INLINE Lane lanes_of_logs(Table &s, int classes, const Scale &scale) {
   return {divergences(over(A, mass), over(B, mass)), fit, top.agrees};
 }
 
-INLINE Lane lanes_of_probs(Table &s, int classes) {
+APART Lane lanes_of_probs(Table &s, int classes) {
   LaneTops top = tops_of_lanes(s, classes);
   F P{}, Q{}, A{}, B{}, zero{}, tiny = all(TINY), vast = all(VAST), one = all(1.f);
   I fit = ~top.bad;

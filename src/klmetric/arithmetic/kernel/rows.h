@@ -25,7 +25,13 @@ template <class T, class To> INLINE void copy(const T *from, int64_t step, To *t
   else for (int i = 0; i < n; i++) to[i * step_to] = To(number(from[i * step]));
 }
 struct Row { const Side *side; int64_t start; }; // its first element
-INLINE Row row_of(const Side &s, int64_t inner, int64_t r) { return {&s, r / inner * s.outer_step + r % inner * s.inner_step}; }
+INLINE void rows_of(const Side &s, int64_t inner, int64_t r, int n, Row *rows) {
+  int64_t outer = r / inner, place = r % inner; // a division for all of them: it costs as much as a small row
+  for (int i = 0; i < n; i++) {
+    rows[i] = {&s, outer * s.outer_step + place * s.inner_step};
+    if (++place == inner) place = 0, outer++;
+  }
+}
 template <class To> INLINE void read(Row r, int64_t at, To *to, int64_t step_to, int n) {
   int64_t step = r.side->class_step, from = r.start + at * step;
   switch (r.side->dtype) {
@@ -35,19 +41,31 @@ template <class To> INLINE void read(Row r, int64_t at, To *to, int64_t step_to,
     default: return copy((const Half *)r.side->data + from, step, to, step_to, n);
   }
 }
-// A block of floats, filled up to whole vectors: where it lies, or as a copy.
-INLINE const float *block_of(Row r, int64_t at, int n, int full, float *copy_to) {
-  if (r.side->dtype == FLOAT32 && r.side->class_step == 1 && n == full) return (const float *)r.side->data + r.start + at;
-  read(r, at, copy_to, 1, n);
-  for (int i = n; i < full; i++) copy_to[i] = r.side->format == PROBS ? 0 : -INF;
-  return copy_to;
+// A block of floats, where it lies or as a copy.
+INLINE const float *floats_of(Row r, int64_t at, int n, float *copy_to) {
+  if (r.side->dtype == FLOAT32 && r.side->class_step == 1) return (const float *)r.side->data + r.start + at;
+  return read(r, at, copy_to, 1, n), copy_to;
+}
+INLINE Floats block_of(Row p, Row q, int64_t at, int n, Scratch &k) {
+  const float *a = floats_of(p, at, n, k.a), *b = floats_of(q, at, n, k.b);
+  int whole = n / FLOATS * FLOATS;
+  if (whole == n) return {a, b, whole, nullptr, nullptr};
+  for (int i = 0; i < FLOATS; i++) {
+    bool some = whole + i < n;
+    k.tail_a[i] = some ? a[whole + i] : p.side->format == PROBS ? 0 : -INF;
+    k.tail_b[i] = some ? b[whole + i] : q.side->format == PROBS ? 0 : -INF;
+  }
+  return {a, b, whole, k.tail_a, k.tail_b};
 }
 
 // ---- the most likely class: the first of the largest -----------------------------------------------------------------
 struct Leader { double value = -D_INF; int64_t place = 0; };
 template <class T> INLINE void follow(Leader &l, const T *x, int n, int64_t at, double top) {
   if (!(top > l.value)) return;
+  using V = decltype(all(T{}));
+  constexpr int lanes = sizeof(V) / sizeof(T);
   int i = 0;
+  while (i + lanes <= n && !any(load<V>(x + i) == all(T(top)))) i += lanes;
   while (i < n - 1 && x[i] != top) i++;
   l = {top, at + i};
 }
@@ -55,7 +73,7 @@ template <class T> INLINE void follow(Leader &l, const T *x, int n, int64_t at, 
 // ---- one row ---------------------------------------------------------------------------------------------------------
 // The chain rule of KL: KL(p || q) = KL(P || Q) + sum_j P_j KL(p | j || q | j) for the masses P, Q of blocks j. Masses and
 // offsets are taken from those of the first block that has any, so that large common logits cost no digits.
-__attribute__((noinline)) Part merge(const Part *parts, int n) {
+APART Part merge(const Part *parts, int n) {
   alignas(64) double a[PARTS], b[PARTS], k[PARTS], mass[PARTS], ratio[PARTS], sum[PARTS];
   int full = (n + DOUBLES - 1) / DOUBLES * DOUBLES, ref = 0;
   double edge = -D_INF;
@@ -108,17 +126,17 @@ Part part_of_row(const Job &job, Row p, Row q, const Scale &scale, Scratch &k, L
   int count = 0;
   bool fast = in_float(job), probs = job.p.format == PROBS;
   for (int64_t at = 0; at < job.classes; at += BLOCK) {
-    int n = job.classes - at < BLOCK ? int(job.classes - at) : BLOCK, full = (n + FLOATS - 1) / FLOATS * FLOATS;
+    int n = job.classes - at < BLOCK ? int(job.classes - at) : BLOCK;
     bool done = false;
     if (count == PARTS) parts[0] = merge(parts, count), count = 1;
     Part &part = parts[count++];
     if (fast) {
-      const float *a = block_of(p, at, n, full, k.a), *b = block_of(q, at, n, full, k.b);
+      Floats block = block_of(p, q, at, n, k);
       Masses m;
-      if (probs) m = masses_of_probs(a, b, full);
-      else m.top = tops_of_logs(a, b, full);
-      if (leaders) follow(leaders[0], a, n, at, m.top.p), follow(leaders[1], b, n, at, m.top.q);
-      done = probs ? block_of_probs(a, b, full, m, part) : block_of_logs(a, b, full, scale, m.top, k, part);
+      if (probs) m = masses_of_probs(block);
+      else m.top = tops_of_logs(block);
+      if (leaders) follow(leaders[0], block.a, n, at, m.top.p), follow(leaders[1], block.b, n, at, m.top.q);
+      done = probs ? block_of_probs(block, m, part) : block_of_logs(block, scale, m.top, k, part);
     }
     if (!done) part = careful_block(p, q, at, n, scale, k, fast ? nullptr : leaders);
   }
@@ -142,18 +160,40 @@ void finish(const Part *parts, int n, double *kl) {
 // ---- a group of rows -------------------------------------------------------------------------------------------------
 union Memory { Scratch block; Table table; Memory() {} };
 
-INLINE void read_lanes(const Job &job, const Side &side, int64_t r, int n, float *to) {
-  int classes = int(job.classes);
-  for (int i = 0; i < n; i++) read(row_of(side, job.inner, r + i), 0, to + i, GROUP, classes);
-  for (int i = n; i < GROUP; i++) for (int c = 0; c < classes; c++) to[c * GROUP + i] = 0;
+// [row][class] to [class][row], a square of four by four at a time.
+INLINE void turn(const float *const *rows, int classes, float *to) {
+  typedef float Q __attribute__((vector_size(16)));
+  int whole = classes / 4 * 4;
+  for (int i = 0; i < GROUP; i += 4) {
+    for (int c = 0; c < whole; c += 4) {
+      Q x0 = load<Q>(rows[i] + c), x1 = load<Q>(rows[i + 1] + c), x2 = load<Q>(rows[i + 2] + c), x3 = load<Q>(rows[i + 3] + c);
+      Q lo = __builtin_shufflevector(x0, x1, 0, 4, 1, 5), lo2 = __builtin_shufflevector(x2, x3, 0, 4, 1, 5);
+      Q hi = __builtin_shufflevector(x0, x1, 2, 6, 3, 7), hi2 = __builtin_shufflevector(x2, x3, 2, 6, 3, 7);
+      float *at = to + c * GROUP + i;
+      store(at, __builtin_shufflevector(lo, lo2, 0, 1, 4, 5)), store(at + GROUP, __builtin_shufflevector(lo, lo2, 2, 3, 6, 7));
+      store(at + 2 * GROUP, __builtin_shufflevector(hi, hi2, 0, 1, 4, 5)), store(at + 3 * GROUP, __builtin_shufflevector(hi, hi2, 2, 3, 6, 7));
+    }
+    for (int j = i; j < i + 4; j++) for (int c = whole; c < classes; c++) to[c * GROUP + j] = rows[j][c];
+  }
+}
+INLINE void read_lanes(const Row *rows, int classes, int n, float *to) {
+  const Side &side = *rows->side;
+  if (side.dtype == FLOAT32 && side.class_step == 1) {
+    const float *from[GROUP]; // lanes without a row do the first one again
+    for (int i = 0; i < GROUP; i++) from[i] = (const float *)side.data + rows[i < n ? i : 0].start;
+    return turn(from, classes, to);
+  }
+  for (int i = 0; i < GROUP; i++) read(rows[i < n ? i : 0], 0, to + i, GROUP, classes);
 }
 
 void group_of_rows(const Job &job, const Side &p, const Side &q, int64_t r, int n, const Scale &scale, double *kl, bool *agrees) {
   Memory memory;
+  Row p_rows[GROUP], q_rows[GROUP];
+  rows_of(p, job.inner, r, n, p_rows), rows_of(q, job.inner, r, n, q_rows);
   bool done[GROUP] = {};
   if (job.classes <= FEW && in_float(job)) {
     Table &t = memory.table;
-    read_lanes(job, p, r, n, t.a), read_lanes(job, q, r, n, t.b);
+    read_lanes(p_rows, int(job.classes), n, t.a), read_lanes(q_rows, int(job.classes), n, t.b);
     Lane lane = p.format == PROBS ? lanes_of_probs(t, int(job.classes)) : lanes_of_logs(t, int(job.classes), scale);
     int32_t fits[GROUP], same[GROUP];
     store(kl, lane.kl), store(fits, lane.done), store(same, lane.agrees);
@@ -164,7 +204,7 @@ void group_of_rows(const Job &job, const Side &p, const Side &q, int64_t r, int 
   for (int i = 0; i < n; i++) {
     if (done[i]) continue;
     Leader leaders[2];
-    parts[count] = part_of_row(job, row_of(p, job.inner, r + i), row_of(q, job.inner, r + i), scale, memory.block, leaders);
+    parts[count] = part_of_row(job, p_rows[i], q_rows[i], scale, memory.block, leaders);
     agrees[i] = leaders[0].place == leaders[1].place, left[count++] = i;
   }
   if (!count) return;

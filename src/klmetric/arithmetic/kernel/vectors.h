@@ -8,6 +8,8 @@
 #include <cstring>
 
 #define INLINE inline __attribute__((always_inline))
+#define EACH __attribute__((always_inline)) // of a lambda
+#define APART __attribute__((noinline))
 
 namespace {
 
@@ -95,9 +97,13 @@ template <class W> INLINE auto floats(Halves<Halves<W>> x) { return Halves<declt
 // a b + c, rounded once.
 #if defined(__FMA__) || defined(__aarch64__)
 template <class V> INLINE V fma_of(V a, V b, V c) {
+#if defined(__clang__)
+  return __builtin_elementwise_fma(a, b, c);
+#else // gcc makes one instruction of it
   V r;
   for (unsigned i = 0; i < sizeof(V) / sizeof(float); i++) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return r;
+#endif
 }
 template <class V> INLINE Halves<V> fma_of(Halves<V> a, Halves<V> b, Halves<V> c) { return {fma_of(a.lo, b.lo, c.lo), fma_of(a.hi, b.hi, c.hi)}; }
 INLINE F fma(F a, F b, F c) { return fma_of(a, b, c); }
