@@ -28,5 +28,5 @@ extern "C" __attribute__((visibility("default"))) void JOIN(klmetric_rows_, LEVE
     }
     if (job.totals) totals.add(r, n, kl, agrees);
   }
-  if (job.totals) totals.store();
+  if (job.totals) totals.finish();
 }
