@@ -21,7 +21,7 @@ INLINE Part no_distribution() { return {D_NAN, D_NAN, 1, 0, D_NAN, 0, D_NAN, -D_
 INLINE Part nothing() { return {0, 0, 1, 0, 0, -D_INF, 0, -D_INF}; } // no mass, of p or q
 
 struct Scratch {
-  alignas(64) float a[BLOCK], b[BLOCK], w[BLOCK], d[BLOCK], tail_a[FLOATS], tail_b[FLOATS];
+  alignas(64) float a[BLOCK], b[BLOCK], w[BLOCK], d[BLOCK], rest[BLOCK], tail_a[FLOATS], tail_b[FLOATS];
   alignas(64) double p[BLOCK], q[BLOCK];
 };
 
@@ -92,55 +92,92 @@ APART Part careful(const double *a, const double *b, const double *within, int n
   return part.sum = x + y, part.y = y - inner, part;
 }
 
-// ---- in float: logits and log-probabilities --------------------------------------------------------------------------
+// ---- in float: logits, log-probabilities, and either of them against probabilities -----------------------------------
+// A number of each side as weight and as logarithm. Logarithms of probabilities are taken in double, where they keep the
+// digits in which p and q differ; d is then a pair of floats, as it is where `lost_in` says what rounding took from it.
+template <bool PROBS> INLINE F weight(F x, const Scale &s, const Exponential &base) {
+  if constexpr (PROBS) return x;
+  else return exp(x, s, base);
+}
+template <bool PROBS> INLINE I has_mass(F x) { return x > (PROBS ? F{} : all(-INF)); }
+template <bool PROBS> INLINE Halves<D> logs(F x) {
+  Halves<D> y = doubles(x);
+  if constexpr (PROBS) return {log(y.lo), log(y.hi)};
+  else return y;
+}
+template <bool P, bool Q> INLINE F difference(F x, F y, F &rest) {
+  if constexpr (P || Q) {
+    Halves<D> a = logs<P>(x), b = logs<Q>(y), d = b - a;
+    F rounded = floats(d);
+    rest = floats(d - doubles(rounded));
+    return rounded;
+  } else {
+    F d = y - x;
+    rest = lost_in(d, y, x);
+    return d;
+  }
+}
+INLINE float log_of(float x, bool probs) { return probs ? float(log(double(x))) : x; }
+
 struct Tops { float p, q; bool bad; };
-INLINE Tops tops_of_logs(const Floats &block) {
+template <bool P, bool Q> INLINE Tops tops_of(const Floats &block) {
   F p = all(-INF), q = p;
   I bad{};
   each(block, [&](F x, F y, int, int) EACH {
-    p = larger(x, p), q = larger(y, q), bad = bad | (x != x) | (y != y);
+    p = larger(x, p), q = larger(y, q);
+    if constexpr (P || Q) bad = bad | ~((P ? x >= F{} : x == x) & (Q ? y >= F{} : y == y));
+    else bad = bad | (x != x) | (y != y);
   });
   return {largest(p), largest(q), any(bad)};
+}
+constexpr float TINY = 1e-30f, VAST = 1e30f;
+INLINE bool in_reach(float top, bool probs, const Scale &s) {
+  return probs ? top > TINY && top < VAST : top > -s.reach && top < s.reach;
 }
 
 // Whether t may stand as it is: what rounding took from d (c is about d), or left in c, could show in the divergence.
 INLINE bool is_sharp(double c, double x, double y) { return c * c <= 16 * x && y * y <= x / 16; }
 
-APART bool block_of_logs(const Floats &block, Scale s, Tops top, Scratch &k, Part &part) {
-  if (top.bad || !(top.p > -s.reach && top.p < s.reach && top.q > -s.reach && top.q < s.reach)) return false;
-  Exponential base(s, all(top.p)), base_q(s, all(top.q));
-  int power = first(base.k), shift = first(base_q.k) - power;
-  F W[2] = {}, S[2] = {}, low = all(INF), high = all(-INF), lost = high, none = high, level = all(top.q - top.p);
+template <bool P, bool Q> APART bool block_of_logs(const Floats &block, Scale s, Tops top, Scratch &k, Part &part) {
+  if (top.bad || !in_reach(top.p, P, s) || !in_reach(top.q, Q, s)) return false;
+  constexpr bool MIXED = P || Q;
+  Exponential base(s, all(P ? 0 : top.p)), base_q(s, all(Q ? 0 : top.q));
+  int power = P ? 0 : first(base.k), shift = (Q ? 0 : first(base_q.k)) - power;
+  F W[2] = {}, S[2] = {}, low = all(INF), high = all(-INF), lost = high, none = high, level = all(log_of(top.q, Q) - log_of(top.p, P));
   each(block, [&](F x, F y, int i, int j) EACH {
-    F w = exp(x, s, base);
-    I is_p = x > none;
-    F d = where(is_p, y - x, level);
+    F w = weight<P>(x, s, base), rest;
+    I is_p = has_mass<P>(x);
+    F d = where(is_p, difference<P, Q>(x, y, rest), level);
     lost = larger(where(is_p, none, y), lost); // q of the classes without p
     W[j] = W[j] + w, S[j] = fma(w, d, S[j]), low = smaller(d, low), high = larger(d, high);
     store(k.w + i, w), store(k.d + i, d);
+    if (MIXED) store(k.rest + i, where(is_p, rest, F{}));
     ahead(block, i);
   });
+  auto mass_of_q = [&](bool without_p) EACH {
+    F V[2] = {};
+    each(block, [&](F x, F y, int, int j) EACH {
+      F v = weight<Q>(y, s, base_q);
+      V[j] = V[j] + (without_p ? where(has_mass<P>(x), F{}, v) : v);
+    });
+    return total(V[0] + V[1]);
+  };
   double mass = total(W[0] + W[1]), c = total(S[0] + S[1]) / mass * s.tau;
   double below = least(low) * s.tau - c, above = largest(high) * s.tau - c;
   part = {power * Scale::LN2_D, mass, 1, c, 0, 0, 0, -D_INF};
-  if (!(below > -80)) {
-    if (!(below > -1e4)) return false;
-    above = 100;
-  }
-  if (above > 34) { // e^above could make up for a weight that counted as 0
-    F V[2] = {};
-    each(block, [&](F, F y, int, int j) EACH { V[j] = V[j] + exp(y, s, base_q); });
-    double l = shift * Scale::LN2_D + log(total(V[0] + V[1])) - log(mass) - c;
+  if (!(below > -1e4)) return false;
+  if (below < -80 || above > 34) { // e^above could make up for a weight that counted as 0
+    double l = shift * Scale::LN2_D + log(mass_of_q(false)) - log(mass) - c;
     part.extra = l;
     return l > 0.3 * (1 + (c < 0 ? -c : c)); // else it is a difference of larger numbers
   }
-  bool near = below > -NEAR && above < NEAR, exact = !near;
+  bool near = below > -NEAR && above < NEAR, exact = !near || MIXED;
   for (int attempt = 0; attempt < 3; attempt++) {
     F A[2] = {}, B[2] = {}, centre = all(-float(c)), factor = all(s.factor);
     auto sums = [&](auto phi_of, bool with_rest) EACH {
       each(block, [&](F x, F y, int i, int j) EACH {
         F w = load<F>(k.w + i), d = load<F>(k.d + i), t = fma(d, factor, centre);
-        if (with_rest) t = fma(where(x > none, lost_in(d, y, x), F{}), factor, t);
+        if (with_rest) t = fma(MIXED ? load<F>(k.rest + i) : where(has_mass<P>(x), lost_in(d, y, x), F{}), factor, t);
         B[j] = fma(w, t, B[j]), A[j] = fma(w, phi_of(t), A[j]);
       });
     };
@@ -149,13 +186,11 @@ APART bool block_of_logs(const Floats &block, Scale s, Tops top, Scratch &k, Par
     else sums([](F t) EACH { return phi_near(t); }, false);
     part.centre = float(c);
     double x = total(A[0] + A[1]) / mass, y = total(B[0] + B[1]) / mass;
-    if (largest(lost) > -INF) { // the term of a class without p is its q
-      F V[2] = {};
-      each(block, [&](F x, F y, int, int j) EACH { V[j] = V[j] + where(x > none, F{}, exp(y, s, base_q)); });
+    if (largest(lost) > (Q ? 0 : -INF)) { // the term of a class without p is its q
       double q[DOUBLES], scale = shift * Scale::LN2_D - part.centre;
       if (scale > 600) return false;
       store(q, exp(all(scale)));
-      x += total(V[0] + V[1]) / mass * q[0];
+      x += mass_of_q(true) / mass * q[0];
     }
     part.sum = x + y, part.y = y;
     if (is_sharp(exact ? 0 : part.centre, x, y)) return true;
@@ -167,30 +202,22 @@ APART bool block_of_logs(const Floats &block, Scale s, Tops top, Scratch &k, Par
 // ---- in float: probabilities -----------------------------------------------------------------------------------------
 // With rho = Q/P as a rounded number and u = (q - rho p) / (rho p), whose numerator is one fma: a term of x is
 // p (u - log1p u), y is the sum of p u, what rounding left of 0 in rho, and the divergence within is x + log1p(y) - y.
-struct Masses { F p, q; Tops top; };
-INLINE Masses masses_of_probs(const Floats &block) {
-  F p = {}, q = {}, P[2] = {}, Q[2] = {};
-  I bad{};
-  each(block, [&](F x, F y, int, int j) EACH {
-    P[j] = P[j] + x, Q[j] = Q[j] + y, p = larger(x, p), q = larger(y, q), bad = bad | ~((x >= F{}) & (y >= F{}));
-  });
-  return {P[0] + P[1], Q[0] + Q[1], {largest(p), largest(q), any(bad)}};
-}
-constexpr float TINY = 1e-30f, VAST = 1e30f;
-APART bool block_of_probs(const Floats &block, const Masses &m, Part &part) {
-  double mass = total(m.p), mass_q = total(m.q);
-  if (m.top.bad || !(mass > TINY && mass < VAST && mass_q > TINY && mass_q < VAST)) return false;
+APART bool block_of_probs(const Floats &block, Tops top, Part &part) {
+  if (top.bad) return false;
+  F P[2] = {}, Q[2] = {};
+  each(block, [&](F p, F q, int i, int j) EACH { P[j] = P[j] + p, Q[j] = Q[j] + q, ahead(block, i); });
+  double mass = total(P[0] + P[1]), mass_q = total(Q[0] + Q[1]);
+  if ( !(mass > TINY && mass < VAST && mass_q > TINY && mass_q < VAST)) return false;
   float rho = float(mass_q / mass);
   if (!(rho > TINY && rho < VAST)) return false;
   F A[2] = {}, B[2] = {}, r = all(rho), minus = all(-rho), each_q = all(1 / rho);
   I out{};
-  each(block, [&](F p, F q, int i, int j) EACH {
+  each(block, [&](F p, F q, int, int j) EACH {
     F d = fma(p, minus, q), inverse = all(1.f) / (p * r);
     F u = d * inverse, ratio = q * inverse;
     I is_p = p > F{};
     out = out | (is_p & ~((ratio > all(TINY)) & (ratio < all(VAST))));
     B[j] = B[j] + d, A[j] = A[j] + where(is_p, p * psi(u, ratio), d * each_q);
-    ahead(block, i);
   });
   if (any(out)) return false; // also where q alone is 0
   double x = total(A[0] + A[1]) / mass, y = total(B[0] + B[1]) / mass / rho;

@@ -7,14 +7,22 @@
 namespace {
 
 constexpr int FEW = 64; // classes at most
-struct Table { alignas(64) float a[FEW * FLOATS], b[FEW * FLOATS], w[FEW * FLOATS], t[FEW * FLOATS]; }; // [class][row]
+struct Table { alignas(64) float a[FEW * FLOATS], b[FEW * FLOATS], w[FEW * FLOATS], t[FEW * FLOATS], rest[FEW * FLOATS]; }; // [class][row]
 
 struct Lane { Halves<D> kl; I done, agrees; };
 
-// x, y and the weights of sixteen rows as the divergences; x' adds to x without the rounding of one float.
+// x and y of sixteen rows as divergences.
 INLINE Halves<D> divergences(Halves<D> x, Halves<D> y) {
   D zero{}, lo = log1p(x.lo + y.lo) - y.lo, hi = log1p(x.hi + y.hi) - y.hi;
   return {larger(lo, zero), larger(hi, zero)};
+}
+template <bool PROBS> INLINE F log_of(F x) {
+  if constexpr (!PROBS) return x;
+  else { Halves<D> y = logs<true>(x); return floats(y); }
+}
+template <bool PROBS> INLINE I in_reach(F top, const Scale &s) {
+  F low = all(PROBS ? TINY : -s.reach), high = all(PROBS ? VAST : s.reach);
+  return (top > low) & (top < high);
 }
 INLINE Halves<D> over(F a, Halves<D> b) { Halves<D> x = doubles(a); return {x.lo / b.lo, x.hi / b.hi}; }
 
@@ -31,27 +39,27 @@ INLINE LaneTops tops_of_lanes(const Table &s, int classes) {
   return {p, q, bad, first_p == first_q};
 }
 
-APART Lane lanes_of_logs(Table &s, int classes, Scale scale) {
+template <bool P, bool Q> APART Lane lanes_of_logs(Table &s, int classes, Scale scale) {
   LaneTops top = tops_of_lanes(s, classes);
-  F none = all(-INF), reach = all(scale.reach), factor = all(scale.factor), level = top.q - top.p;
-  I fit = ~top.bad & (top.p > -reach) & (top.p < reach) & (top.q > -reach) & (top.q < reach);
+  F none = all(-INF), factor = all(scale.factor), level = log_of<Q>(top.q) - log_of<P>(top.p);
+  I fit = ~top.bad & in_reach<P>(top.p, scale) & in_reach<Q>(top.q, scale);
   top.p = where(fit, top.p, F{});
   F W{}, S{}, low = all(INF), high = none, lost = none;
   Exponential base(scale, top.p);
   for (int c = 0; c < classes; c++) {
-    F x = load<F>(s.a + c * FLOATS), y = load<F>(s.b + c * FLOATS), w = exp(x, scale, base);
-    I is_p = x > none;
-    F d = where(is_p, y - x, level);
+    F x = load<F>(s.a + c * FLOATS), y = load<F>(s.b + c * FLOATS), w = weight<P>(x, scale, base), rest;
+    I is_p = has_mass<P>(x);
+    F d = where(is_p, difference<P, Q>(x, y, rest), level);
     lost = larger(where(is_p, none, y), lost), low = smaller(d, low), high = larger(d, high);
     W = W + w, S = fma(w, d, S);
-    store(s.w + c * FLOATS, w);
+    if (P) fit = fit & (x >= F{});
+    if (Q) fit = fit & (y >= F{});
+    store(s.w + c * FLOATS, w), store(s.t + c * FLOATS, d), store(s.rest + c * FLOATS, where(is_p, rest, F{}));
   }
   // The centre in two steps: what is left of a large one shows in t, to be taken out once more.
   F first = S / W * factor, T{}, A{}, B{};
   for (int c = 0; c < classes; c++) {
-    F x = load<F>(s.a + c * FLOATS), y = load<F>(s.b + c * FLOATS), w = load<F>(s.w + c * FLOATS);
-    I is_p = x > none;
-    F d = where(is_p, y - x, level), rest = where(is_p, lost_in(d, y, x), F{});
+    F w = load<F>(s.w + c * FLOATS), d = load<F>(s.t + c * FLOATS), rest = load<F>(s.rest + c * FLOATS);
     F t = fma(rest, factor, fma(d, factor, -first));
     T = fma(w, t, T);
     store(s.t + c * FLOATS, t);
@@ -63,21 +71,19 @@ APART Lane lanes_of_logs(Table &s, int classes, Scale scale) {
   }
   F below = fma(low, factor, -first), above = fma(high, factor, -first);
   fit = fit & (below > all(-80.f)) & (above < all(34.f));
-  if (any(lost > none)) { // the term of a class without p is its q; where there is none nothing changes
+  Halves<D> mass = doubles(W), x = over(A, mass);
+  if (any(has_mass<Q>(lost))) { // the term of a class without p is its q; where there is none nothing changes
+    Exponential base_q(scale, where(has_mass<Q>(lost), lost, F{}));
     F V{};
-    Exponential shifted(scale, top.p + (first + second) / factor);
-    F most = all(60.f);
-    fit = fit & (fma(lost - top.p, factor, -(first + second)) < most);
     for (int c = 0; c < classes; c++) {
-      F x = load<F>(s.a + c * FLOATS), y = load<F>(s.b + c * FLOATS);
-      V = V + where(x > none, F{}, exp(y, scale, shifted));
+      V = V + where(has_mass<P>(load<F>(s.a + c * FLOATS)), F{}, weight<Q>(load<F>(s.b + c * FLOATS), scale, base_q));
     }
-    // e^(y/T) 2^-k stands for e^(y/T - top/T - first - second) of the unit 2^-K of W: put the powers of two right.
-    F k = Of<F>::convert(shifted.k - base.k), left = fma(k, all(LN2_REST), fma(k, all(LN2), -first) - second);
-    A = A + where(lost > none, V * (phi(left) + (all(1.f) + left)), F{});
+    Halves<D> v = over(V, mass), c1 = doubles(first), c2 = doubles(second), k = doubles(Of<F>::convert((Q ? I{} : base_q.k) - (P ? I{} : base.k)));
+    D ln2 = all(Scale::LN2_D), most = all(60.), lo = (k.lo * ln2 - c1.lo) - c2.lo, hi = (k.hi * ln2 - c1.hi) - c2.hi;
+    fit = fit & (floats(Halves<D>{lo, hi}) < all(60.f));
+    x = {x.lo + v.lo * exp(smaller(lo, most)), x.hi + v.hi * exp(smaller(hi, most))};
   }
-  Halves<D> mass = doubles(W);
-  return {divergences(over(A, mass), over(B, mass)), fit, top.agrees};
+  return {divergences(x, over(B, mass)), fit, top.agrees};
 }
 
 APART Lane lanes_of_probs(Table &s, int classes) {

@@ -118,13 +118,20 @@ INLINE Part careful_block(Row p, Row q, int64_t at, int n, const Scale &scale, S
 
 // Whether float will do: where it will not, the block is read again.
 INLINE bool in_float(const Job &job) {
-  return job.p.dtype != FLOAT64 && job.q.dtype != FLOAT64 && job.p.format == job.q.format && (job.p.format == LOGS || job.temperature == 1);
+  return job.p.dtype != FLOAT64 && job.q.dtype != FLOAT64 && (job.temperature == 1 || (job.p.format == LOGS && job.q.format == LOGS));
+}
+// `f` with the two formats as constants.
+template <bool B> struct Constant { static constexpr bool value = B; };
+template <class Function> INLINE auto of_formats(Row p, Row q, Function f) {
+  bool is_p = p.side->format == PROBS, is_q = q.side->format == PROBS;
+  if (is_p) return is_q ? f(Constant<true>{}, Constant<true>{}) : f(Constant<true>{}, Constant<false>{});
+  return is_q ? f(Constant<false>{}, Constant<true>{}) : f(Constant<false>{}, Constant<false>{});
 }
 
 Part part_of_row(const Job &job, Row p, Row q, const Scale &scale, Scratch &k, Leader *leaders) {
   Part parts[PARTS];
   int count = 0;
-  bool fast = in_float(job), probs = job.p.format == PROBS;
+  bool fast = in_float(job);
   for (int64_t at = 0; at < job.classes; at += BLOCK) {
     int n = job.classes - at < BLOCK ? int(job.classes - at) : BLOCK;
     bool done = false;
@@ -132,11 +139,14 @@ Part part_of_row(const Job &job, Row p, Row q, const Scale &scale, Scratch &k, L
     Part &part = parts[count++];
     if (fast) {
       Floats block = block_of(p, q, at, n, k);
-      Masses m;
-      if (probs) m = masses_of_probs(block);
-      else m.top = tops_of_logs(block);
-      if (leaders) follow(leaders[0], block.a, n, at, m.top.p), follow(leaders[1], block.b, n, at, m.top.q);
-      done = probs ? block_of_probs(block, m, part) : block_of_logs(block, scale, m.top, k, part);
+      auto measure = [&](auto is_p, auto is_q) {
+        constexpr bool P = is_p.value, Q = is_q.value;
+        Tops top = tops_of<P, Q>(block);
+        if (leaders) follow(leaders[0], block.a, n, at, top.p), follow(leaders[1], block.b, n, at, top.q);
+        if constexpr (P && Q) return block_of_probs(block, top, part);
+        else return block_of_logs<P, Q>(block, scale, top, k, part);
+      };
+      done = of_formats(p, q, measure);
     }
     if (!done) part = careful_block(p, q, at, n, scale, k, fast ? nullptr : leaders);
   }
@@ -194,7 +204,11 @@ void group_of_rows(const Job &job, const Side &p, const Side &q, int64_t r, int 
   if (job.classes <= FEW && in_float(job)) {
     Table &t = memory.table;
     read_lanes(p_rows, int(job.classes), n, t.a), read_lanes(q_rows, int(job.classes), n, t.b);
-    Lane lane = p.format == PROBS ? lanes_of_probs(t, int(job.classes)) : lanes_of_logs(t, int(job.classes), scale);
+    Lane lane = of_formats(*p_rows, *q_rows, [&](auto is_p, auto is_q) {
+      constexpr bool P = is_p.value, Q = is_q.value;
+      if constexpr (P && Q) return lanes_of_probs(t, int(job.classes));
+      else return lanes_of_logs<P, Q>(t, int(job.classes), scale);
+    });
     int32_t fits[GROUP], same[GROUP];
     store(kl, lane.kl), store(fits, lane.done), store(same, lane.agrees);
     for (int i = 0; i < GROUP; i++) done[i] = fits[i], agrees[i] = same[i];
