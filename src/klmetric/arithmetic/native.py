@@ -145,7 +145,7 @@ def measure(
         out.view(shape) if out is not None else None,
         same.view(shape) if same is not None else None,
         of_all,
-        counts.sum(0) if counts is not None else None,
+        None if counts is None else counts[0] if shares == 1 else counts.sum(0),
     )
 
 

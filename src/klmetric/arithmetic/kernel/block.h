@@ -67,11 +67,14 @@ APART Part careful(const double *a, const double *b, const double *within, int n
     rest = where(known, lost_in(d, y, x), D{});
     return d;
   };
-  D W{}, S{}, K{}, edge = infinite;
+  D W{}, S{}, K{}, edge = infinite, lost = infinite, low = all(D_INF), high = infinite;
+  alignas(64) double weights[BLOCK];
   each<DOUBLES>(n, [&](int i, int) EACH {
     D x = load<D>(a + i), y = load<D>(b + i), rest, d = difference(x, y, rest), w = exp_from(x, m);
-    W = W + w, S = S + w * d, edge = larger(where(y == infinite, x, infinite), edge);
+    W = W + w, S = S + w * d, low = smaller(d, low), high = larger(d, high);
+    edge = larger(where(y == infinite, x, infinite), edge), lost = larger(where(x == infinite, y, infinite), lost);
     if (within) K = K + w * load<D>(within + i);
+    store(weights + i, w);
   });
   double mass = total(W), c = total(S) / mass * tau, inner = total(K) / mass, border = largest(edge) * tau;
   Part part = {m * tau, mass, 1, c, 0, 0, -inner, border};
@@ -82,12 +85,20 @@ APART Part careful(const double *a, const double *b, const double *within, int n
     return part;
   }
   D A{}, B{};
-  each<DOUBLES>(n, [&](int i, int) EACH {
-    D x = load<D>(a + i), y = load<D>(b + i), rest, d = difference(x, y, rest), w = exp_from(x, m);
-    D t = (d * scale - all(c)) + rest * scale, e = exp((y - all(m)) * scale - all(c));
-    L near = (t < all(NEAR_D)) & (t > all(-NEAR_D)) & (w > D{});
-    A = A + where(near, w * (t * t) * polynomial(G_D, t), (e - w) - w * t), B = B + w * t;
-  });
+  auto sums = [&](bool near) EACH {
+    each<DOUBLES>(n, [&](int i, int) EACH {
+      D x = load<D>(a + i), y = load<D>(b + i), w = load<D>(weights + i), rest, d = difference(x, y, rest);
+      D t = (d * scale - all(c)) + rest * scale, term = w * (t * t) * polynomial(G_D, t);
+      if (!near) {
+        D e = exp((y - all(m)) * scale - all(c));
+        term = where((t < all(NEAR_D)) & (t > all(-NEAR_D)) & (w > D{}), term, (e - w) - w * t);
+      }
+      A = A + term, B = B + w * t;
+    });
+  };
+  // Where every t is small, and there is no class without p, whose term is its q, no second exp is needed.
+  if (least(low) * tau - c > -NEAR_D && largest(high) * tau - c < NEAR_D && largest(lost) == -D_INF) sums(true);
+  else sums(false);
   double x = total(A) / mass, y = total(B) / mass;
   return part.sum = x + y, part.y = y - inner, part;
 }

@@ -24,8 +24,9 @@ LEVELS = {
     },
     "aarch64": {"neon": ("", "generic")},
 }
-# Contraction would make other bits; exceptions and run-time types would need a library.
-FLAGS = "-O3 -std=c++17 -ffp-contract=off -fno-math-errno -fno-exceptions -fno-rtti -fvisibility=hidden"
+# Contraction would make other bits; exceptions and run-time types would need a library. Lanes whose result a select
+# throws away may overflow.
+FLAGS = "-O3 -std=c++17 -fwrapv -ffp-contract=off -fno-math-errno -fno-exceptions -fno-rtti -fvisibility=hidden"
 
 
 def build(library: Path, target: str | None = None) -> None:
