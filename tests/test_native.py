@@ -73,7 +73,13 @@ def cases():
         yield "finite mask", a.float().masked_fill(masked, -3e38), near.float().masked_fill(masked, -3e38), LOGITS, 1.0
         yield "peaked", (a * 30).float(), (a * 20).float(), LOGITS, 1.0
         yield "very peaked", (a * 300).float(), near.float(), LOGITS, 1.0
-        yield "zeros in both", p.float().masked_fill(masked, 0), near.softmax(-1).float().masked_fill(masked, 0), PROBS, 1.0
+        yield (
+            "zeros in both",
+            p.float().masked_fill(masked, 0),
+            near.softmax(-1).float().masked_fill(masked, 0),
+            PROBS,
+            1.0,
+        )
         yield "zeros in p", p.float().masked_fill(masked, 0), near.softmax(-1).float(), PROBS, 1.0
         yield "zeros in q", p.float(), near.softmax(-1).float().masked_fill(masked, 0), PROBS, 1.0
         yield "unnormalised", p.float() * 1e37, near.softmax(-1).float() * 1e-20, PROBS, 1.0
@@ -206,9 +212,7 @@ def test_totals_are_those_of_the_rows(classes, positions, weighted):
     q = p + torch.randn(p.shape, generator=g) * torch.logspace(-6, 1, 50)[:, None, None]
     p[3, 0, 1], q[4, 0, 1] = NAN, -INF
     weight = torch.rand(50, positions, generator=g, dtype=torch.float64).round(decimals=1) if weighted else None
-    kl, agrees, totals, bins = native.measure(
-        p, q, LOGITS, weight=weight, agrees=True, totals=True, bins=(5, -40, 14)
-    )
+    kl, agrees, totals, bins = native.measure(p, q, LOGITS, weight=weight, agrees=True, totals=True, bins=(5, -40, 14))
     weight = torch.ones(50, positions, dtype=torch.float64) if weight is None else weight
     counted = ~kl.isnan() & (weight > 0)
     sums = dict(zip(native.SUMS, zip(totals[: native.LOW], totals[native.LOW :]), strict=False))
@@ -256,7 +260,10 @@ def test_half_precision_numbers_are_read_exactly():
     for dtype in (torch.float16, torch.bfloat16):
         x = every.view(dtype).view(-1, 1).expand(-1, 2).clone()
         x[:, 1] = 1
-        assert torch.equal(measured(x, torch.ones_like(x)).nan_to_num(nan=-1), measured(x.float(), torch.ones(x.shape)).nan_to_num(nan=-1))
+        assert torch.equal(
+            measured(x, torch.ones_like(x)).nan_to_num(nan=-1),
+            measured(x.float(), torch.ones(x.shape)).nan_to_num(nan=-1),
+        )
 
 
 def test_a_level_that_cannot_run_is_named():

@@ -45,7 +45,7 @@ class Totals {
 
   INLINE void bin(double x) {
     int64_t bins = ((job.highest - job.lowest) << job.bits) + 4, first = (job.lowest + 1023) << job.bits;
-    int64_t place = (bits_as<int64_t>(x) >> (52 - job.bits)) - (first - 2); // the first bits of a double are its bin
+    int64_t place = (__builtin_bit_cast(int64_t, x) >> (52 - job.bits)) - (first - 2); // the first bits of a double are its bin
     place = place < 1 ? 1 : place > bins - 2 ? bins - 2 : place;
     job.bins[x == 0 ? 0 : x == D_INF ? bins - 1 : place]++;
   }

@@ -47,6 +47,9 @@ template <class V> struct Of { // the vectors of one number, and the bits of ano
   template <class T> static INLINE V all(T x) { return V{} + x; }
   template <class M> static INLINE V where(M m, V a, V b) { return m ? a : b; }
   template <class M> static INLINE V convert(M a) { return __builtin_convertvector(a, V); }
+  template <class U> static INLINE V bits(U x) { return (V)x; }
+  template <class T> static INLINE V load(const T *x) { V v; memcpy(&v, x, sizeof v); return v; }
+  template <class T> static INLINE void store(T *x, V v) { memcpy(x, &v, sizeof v); }
 };
 template <class V> struct Of<Halves<V>> {
   template <class T> static INLINE Halves<V> all(T x) { return {Of<V>::all(x), Of<V>::all(x)}; }
@@ -54,17 +57,21 @@ template <class V> struct Of<Halves<V>> {
     return {Of<V>::where(m.lo, a.lo, b.lo), Of<V>::where(m.hi, a.hi, b.hi)};
   }
   template <class M> static INLINE Halves<V> convert(Halves<M> a) { return {Of<V>::convert(a.lo), Of<V>::convert(a.hi)}; }
+  template <class U> static INLINE Halves<V> bits(Halves<U> x) { return {Of<V>::bits(x.lo), Of<V>::bits(x.hi)}; }
+  // Half by half: gcc takes a copy of both at once through memory.
+  template <class T> static INLINE Halves<V> load(const T *x) { return {Of<V>::load(x), Of<V>::load(x + sizeof(V) / sizeof(T))}; }
+  template <class T> static INLINE void store(T *x, Halves<V> v) { Of<V>::store(x, v.lo), Of<V>::store(x + sizeof(V) / sizeof(T), v.hi); }
 };
 INLINE F all(float x) { return Of<F>::all(x); }
 INLINE D all(double x) { return Of<D>::all(x); }
 INLINE I all(int32_t x) { return Of<I>::all(x); }
 INLINE L all(int64_t x) { return Of<L>::all(x); }
 template <class V, class M> INLINE V where(M m, V a, V b) { return Of<V>::where(m, a, b); }
-template <class V, class U> INLINE V bits_as(U x) { return __builtin_bit_cast(V, x); }
+template <class V, class U> INLINE V bits_as(U x) { return Of<V>::bits(x); }
 template <class V> INLINE V larger(V a, V b) { return where(a > b, a, b); }
 template <class V> INLINE V smaller(V a, V b) { return where(a < b, a, b); }
-template <class V, class T> INLINE V load(const T *x) { V v; memcpy(&v, x, sizeof v); return v; }
-template <class V, class T> INLINE void store(T *x, V v) { memcpy(x, &v, sizeof v); }
+template <class V, class T> INLINE V load(const T *x) { return Of<V>::load(x); }
+template <class V, class T> INLINE void store(T *x, V v) { Of<V>::store(x, v); }
 INLINE int32_t first(I x) { int32_t y; memcpy(&y, &x, sizeof y); return y; }
 template <class M> INLINE bool any(M m) { // of a mask
   uint64_t w[sizeof m / 8], r = 0;
