@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test quick check docs bench
+.PHONY: demo test quick check docs bench wheels
 
 demo: $(INSTALLED)
 	$(BIN)/klmetric demo
@@ -34,8 +34,15 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/all.py $(ARGS)
 
+# A wheel for each platform, in dist/: one compiler makes the kernel of all of them.
+wheels: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[wheels]'
+	for platform in linux-x86_64 linux-aarch64 macosx-x86_64 macosx-arm64 win-amd64; do \
+		KLMETRIC_PLATFORM=$$platform $(BIN)/python -m hatchling build -t wheel || exit 1; \
+	done
+
 # The environment, made once and made again when what it holds changes.
-$(INSTALLED): pyproject.toml constraints.txt src/klmetric/_version.py
+$(INSTALLED): pyproject.toml constraints.txt src/klmetric/_version.py hatch_build.py $(wildcard src/klmetric/arithmetic/kernel/*)
 	@echo "Setting up .venv, once: PyTorch and the rest are installed, which takes some minutes and prints nothing."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -50,9 +50,11 @@ def level() -> str | None:
     if asked == "plain" or not LIBRARY.exists():
         return None
     library = ctypes.CDLL(str(LIBRARY))
+    best = library.klmetric_level(ctypes.c_int64(JOB.size))
+    if best < 0:
+        raise ImportError(f"{LIBRARY} is of another version of klmetric: install klmetric again.")
     if not hasattr(library, "klmetric_rows_avx2"):
         return "neon"
-    best = library.klmetric_level()
     if asked and (asked not in LEVELS or LEVELS.index(asked) > best):
         can = ", ".join(("plain", *LEVELS[: best + 1]))
         raise ValueError(f"KLMETRIC_KERNEL must be a level that this processor can run: {can}. Got {asked!r}.")

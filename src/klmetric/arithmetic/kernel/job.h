@@ -2,6 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#ifdef _WIN32
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
 enum Dtype : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 enum Format : int64_t { PROBS, LOGS };
 enum Direction : int64_t { FORWARD, REVERSE, JEFFREYS };

@@ -8,8 +8,7 @@
 #define LEVEL baseline
 #endif
 
-extern "C" __attribute__((visibility("default"))) void JOIN(klmetric_rows_, LEVEL)(const Job *job_, int64_t start, int64_t stop) {
-  const Job &job = *job_;
+EXPORT void JOIN(klmetric_rows_, LEVEL)(const Job &job, int64_t start, int64_t stop) {
   Scale scale(job.temperature);
   Totals totals(job);
   for (int64_t r = start; r < stop; r += GROUP) {

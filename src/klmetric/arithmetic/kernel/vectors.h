@@ -124,7 +124,7 @@ INLINE D fma_to_odd(D product, D c) {
   L towards = where((lost > D{}) == (sum > D{}), one, all(int64_t(-1)));
   return bits_as<D>(bits + where(inexact & even, towards, zero));
 }
-INLINE F fma(F a, F b, F c) {
+APART F fma(F a, F b, F c) {
   Halves<D> x = doubles(a), y = doubles(b), z = doubles(c);
   return floats(Halves<D>{fma_to_odd(x.lo * y.lo, z.lo), fma_to_odd(x.hi * y.hi, z.hi)});
 }
