@@ -1,6 +1,7 @@
 """Compiles the kernel as the package is installed or a wheel of it is made.
 
-KLMETRIC_NO_KERNEL=1 leaves it out, CXX takes a compiler of the system, KLMETRIC_PLATFORM makes a wheel for another platform.
+KLMETRIC_NO_KERNEL=1 leaves it out, CXX takes a compiler of the system, and KLMETRIC_PLATFORM makes a wheel for another
+platform.
 """
 
 import importlib.util

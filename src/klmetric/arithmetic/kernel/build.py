@@ -1,7 +1,7 @@
 """Compile the kernel into one shared library: each level once, and what chooses between them.
 
-`python build.py LIBRARY [TARGET]`: with clang from `ziglang` for a target of zig, as "aarch64-linux-gnu.2.17", else with
-the compiler of the system (`CXX`, or what is found) for this machine.
+`python build.py LIBRARY [TARGET]`: with clang from `ziglang` for a target of zig, as "aarch64-linux-gnu.2.17", else for
+this machine with its own compiler (`CXX`, or what is found).
 """
 
 import os
@@ -50,7 +50,7 @@ def build(library: Path, target: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Neither a home that cannot be written to stops zig, nor is anything left there.
         env = {f"ZIG_{which}_CACHE_DIR": f"{folder}/cache" for which in ("GLOBAL", "LOCAL")} | os.environ
-        jobs = [("levels.cpp", "levels", [])]
+        jobs: list[tuple[str, str, list[str]]] = [("levels.cpp", "levels", [])]
         for name, of_level in levels.items():
             jobs.append(("kernel.cpp", name, [f"-DLEVEL={name}", *of_level[bool(target)].split()]))
         running = [

@@ -25,6 +25,5 @@ struct Job {
   const double *weight;  // of each row, or null for 1
   int64_t positions;     // rows of a sample
   double *totals;        // see totals.h; null where none are wanted
-  int64_t *bins;         // counts by the first bits of a divergence; null where none are wanted
-  int64_t bits, lowest, highest; // 2^bits bins for each power of two from 2^lowest to 2^highest
+  int64_t fineness, lowest, highest; // of the bins, from 2^lowest to 2^highest; 0 where none are wanted
 };

@@ -1,14 +1,15 @@
 // The totals of a batch: sums as pairs of doubles, counts, and bins, of the rows of one call.
 //
 // A pair holds some hundred bits, so that what it loses, in whatever order it adds, is far below the last digit of a
-// result. Everything is a sum over rows or samples, or a maximum: what several calls make of their rows can be added.
+// result. Everything is a sum over rows or samples, or a maximum: what several calls make of their rows can be merged.
 #pragma once
 #include "rows.h"
 
 namespace {
 
-// Where a sum's high part stands in the totals; its low part is LOW places on.
-enum { KL, WEIGHT, SAMPLES, SQUARES, PRODUCTS, SIZES, LOW, ROWS = 2 * LOW, INVALID, INFINITE, CLUSTERS, AGREED, COMPARED, MAX };
+// The places of klmetric.totals.sketch: of five sums the high parts, then the low parts, and two that stay 0; of three
+// more the high parts, then the low parts; counts, the largest finite divergence and minus the smallest above 0; bins.
+enum { KL, WEIGHT, SAMPLES, ROWS, INVALID, FIVE, SQUARES = 12, PRODUCTS, SIZES, CLUSTERS = 18, AGREED, COMPARED, SEEN, LARGEST, SMALLEST, BINS };
 
 struct Pair { // eight sums beside one another
   D high{}, low{};
@@ -21,7 +22,7 @@ struct Pair { // eight sums beside one another
     D lx = x - hx, ly = y - hy, rest = ((hx * hy - product) + (hx * ly + lx * hy)) + lx * ly;
     add(product), low = low + where(rest == rest, rest, D{}); // too large to be split: an infinity
   }
-  void store_to(double *totals) const {
+  void store_to(double *totals, int to_low) const {
     double h[DOUBLES], l[DOUBLES], sum = 0, rest = 0;
     store(h, high), store(l, low);
     for (int i = 0; i < DOUBLES; i++) {
@@ -29,28 +30,31 @@ struct Pair { // eight sums beside one another
       rest += ((sum - (s - of_h)) + (h[i] - of_h)) + l[i], sum = s;
     }
     double both = sum + rest;
-    totals[0] = both == both ? both : sum, totals[LOW] = both - both == 0 ? rest - (both - sum) : 0;
+    totals[0] = both == both ? both : sum, totals[to_low] = both - both == 0 ? rest - (both - sum) : 0;
   }
 };
 
 class Totals {
   const Job &job;
   Pair kl, weight, samples, squares, products, sizes;
-  int64_t rows = 0, invalid = 0, infinite = 0, clusters = 0, agreed = 0, compared = 0;
-  double max = 0;
+  int64_t rows = 0, invalid = 0, clusters = 0, agreed = 0, compared = 0, seen = 0;
+  double largest = 0, smallest = D_INF;
   // The sample that is being read: its weighted sum, its weight, its weightiest row; and those that are done.
   double s = 0, size = 0, most = 0, done_s[DOUBLES], done_size[DOUBLES], done_most[DOUBLES];
   int64_t read = 0;
   int done = 0;
 
-  INLINE void bin(double x) {
-    int64_t bins = ((job.highest - job.lowest) << job.bits) + 4, first = (job.lowest + 1023) << job.bits;
-    int64_t place = (__builtin_bit_cast(int64_t, x) >> (52 - job.bits)) - (first - 2); // the first bits of a double are its bin
-    place = place < 1 ? 1 : place > bins - 2 ? bins - 2 : place;
-    job.bins[x == 0 ? 0 : x == D_INF ? bins - 1 : place]++;
+  int64_t count_of_bins() const { return job.fineness ? (job.highest - job.lowest) * 3 * job.fineness + 4 : 0; }
+  INLINE void bin(double x) { // 3m a power of two, the k-th where m f (4 - f) = k, of x = 2^e (1 + f)
+    constexpr int BITS = 25; // of f
+    int64_t code = __builtin_bit_cast(int64_t, x) >> (52 - BITS), f = code & ((1 << BITS) - 1), last = count_of_bins() - 1;
+    int64_t within = (f * ((4 << BITS) - f) * job.fineness) >> 2 * BITS;
+    int64_t place = ((code >> BITS) - (job.lowest + 1023)) * (3 * job.fineness) + within + 2;
+    place = place < 1 ? 1 : place > last - 1 ? last - 1 : place;
+    job.totals[BINS + (x == 0 ? 0 : x == D_INF ? last : place)]++;
   }
   INLINE void end_sample() {
-    clusters += size > 0;
+    seen++, clusters += size > 0;
     done_s[done] = s, done_size[done] = size, done_most[done] = most, done++;
     s = size = most = 0, read = 0;
     if (done == DOUBLES) add_samples();
@@ -63,7 +67,9 @@ class Totals {
   }
 
  public:
-  explicit Totals(const Job &job) : job(job) {}
+  explicit Totals(const Job &job) : job(job) {
+    for (int64_t i = 0, n = job.totals ? BINS + count_of_bins() : 0; i < n; i++) job.totals[i] = 0;
+  }
   INLINE void add(int64_t r, int n, const double *divergences, const bool *agrees) {
     alignas(64) double x[GROUP] = {}, w[GROUP] = {};
     for (int i = 0; i < n; i++) {
@@ -73,9 +79,11 @@ class Totals {
         if (value != value) invalid++;
         else {
           w[i] = of_row, x[i] = value * of_row;
-          compared++, agreed += agrees[i], infinite += value == D_INF, max = value > max ? value : max;
+          compared++, agreed += agrees[i];
+          if (value < D_INF && value > largest) largest = value;
+          if (value > 0 && value < smallest) smallest = value;
           s += x[i], size += of_row, most = of_row > most ? of_row : most;
-          if (job.bins) bin(value);
+          if (job.fineness) bin(value);
         }
       }
       if (++read == job.positions) end_sample();
@@ -84,11 +92,11 @@ class Totals {
   }
   void finish() {
     if (done) add_samples();
-    const Pair *sums[] = {&kl, &weight, &samples, &squares, &products, &sizes};
-    for (int i = 0; i < LOW; i++) sums[i]->store_to(job.totals + i);
-    int64_t counts[] = {rows, invalid, infinite, clusters, agreed, compared};
-    for (int i = 0; i < 6; i++) job.totals[ROWS + i] = double(counts[i]);
-    job.totals[MAX] = max;
+    double *to = job.totals;
+    kl.store_to(to + KL, FIVE), weight.store_to(to + WEIGHT, FIVE), samples.store_to(to + SAMPLES, FIVE);
+    squares.store_to(to + SQUARES, 3), products.store_to(to + PRODUCTS, 3), sizes.store_to(to + SIZES, 3);
+    to[ROWS] = double(rows), to[INVALID] = double(invalid), to[CLUSTERS] = double(clusters), to[AGREED] = double(agreed);
+    to[COMPARED] = double(compared), to[SEEN] = double(seen), to[LARGEST] = largest, to[SMALLEST] = -smallest;
   }
 };
 
