@@ -1,7 +1,7 @@
 """Compiles the kernel as the package is installed or a wheel of it is made.
 
-KLMETRIC_NO_KERNEL=1 leaves it out, CXX takes a compiler of the system, and KLMETRIC_PLATFORM makes a wheel for another
-platform.
+The compiler comes as a package; where it does not, a clang of the system serves (CXX names it). KLMETRIC_NO_KERNEL=1
+leaves the kernel out, and KLMETRIC_PLATFORM makes a wheel for another platform.
 """
 
 import importlib.util
@@ -83,6 +83,6 @@ def _zig_platform() -> Platform | None:
     if asked:
         return PLATFORMS[asked]
     system, *_, machine = sysconfig.get_platform().split("-")
-    if os.environ.get("CXX") or (system == "linux" and platform.libc_ver()[0] != "glibc"):
+    if system == "linux" and platform.libc_ver()[0] != "glibc":
         return None
     return PLATFORMS.get(f"{system}-{platform.machine() if machine == 'universal2' else machine}")

@@ -2,6 +2,8 @@
 
 import math
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -13,6 +15,7 @@ import torch
 
 from klmetric.arithmetic import native
 from klmetric.arithmetic.level import LEVELS as ALL_LEVELS
+from klmetric.arithmetic.level import LIBRARY
 from klmetric.rows.rows import Rows
 from klmetric.totals import histogram, sketch, vector
 
@@ -255,12 +258,44 @@ def test_half_precision_numbers_are_read_exactly():
         )
 
 
+def run(code, level):
+    env = {**os.environ, "KLMETRIC_KERNEL": level}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(BEST == "neon", reason="there is one level")
 def test_a_level_that_cannot_run_is_named():
-    code = "from klmetric.arithmetic import native; native.level()"
-    env = {**os.environ, "KLMETRIC_KERNEL": "fast"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    if BEST != "neon":
-        assert "KLMETRIC_KERNEL must be a level that this processor can run: plain, baseline" in done.stderr
+    done = run("from klmetric.arithmetic.level import level; level()", "fast")
+    assert "KLMETRIC_KERNEL must be a level that this processor can run: plain, baseline" in done.stderr
+
+
+@pytest.mark.slow
+def test_levels_that_are_asked_for():
+    code = (
+        "import torch; from klmetric.arithmetic import native\n"
+        "p, q = torch.randn(2, 40, 1500, generator=torch.Generator().manual_seed(0)).unbind(0)\n"
+        "print(native.level(), [x.hex() for x in native.measure(p, q, ('logits', 'logits')).kl.tolist()])"
+    )
+    told, values = zip(*(run(code, level).stdout.split(" ", 1) for level in LEVELS), strict=True)
+    assert told == LEVELS
+    assert len(set(values)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no other compiler here")
+def test_two_compilers_make_the_same_bits(tmp_path, monkeypatch):
+    build = runpy.run_path(str(LIBRARY.parent / "kernel" / "build.py"))
+    of_level = next(levels[BEST] for levels in build["LEVELS"].values() if BEST in levels)[0].split()
+    made, source = tmp_path / "other.so", LIBRARY.parent / "kernel" / "kernel.cpp"
+    flags = [*build["FLAGS"].replace("-O2", "-O1").split(), *of_level, f"-DLEVEL={BEST}", "-DANY_COMPILER", "-w"]
+    subprocess.run(["g++", *flags, "-fPIC", "-shared", source, "-o", made], check=True)
+    ours = [measured(*case) for cases in CASES.values() for case in cases]
+    monkeypatch.setattr(native, "LIBRARY", made)
+    other = native._function.__wrapped__(BEST)
+    monkeypatch.setattr(native, "_function", lambda level: other)
+    theirs = [measured(*case) for cases in CASES.values() for case in cases]
+    for kl, there in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(there.numpy(), kl.numpy())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -1,7 +1,7 @@
 """Compile the kernel into one shared library: each level once, and what chooses between them.
 
-`python build.py LIBRARY [TARGET]`: with clang from `ziglang` for a target of zig, as "aarch64-linux-gnu.2.17", else for
-this machine with its own compiler (`CXX`, or what is found).
+`python build.py LIBRARY [TARGET]`: for a target of zig, as "aarch64-linux-gnu.2.17", with clang from `ziglang`; without
+one for this machine with its own clang (`CXX`, or what is found). Of vectors wider than a register gcc makes slow code.
 """
 
 import os
@@ -45,7 +45,7 @@ def build(library: Path, target: str | None = None) -> None:
     else:
         compiler = linker = [system_compiler()]
         flags = FLAGS.split()
-    if "windows" not in (target or ""):
+    if not ("windows" in target if target else sys.platform == "win32"):
         flags.append("-fPIC")
     with tempfile.TemporaryDirectory() as folder:
         # Neither a home that cannot be written to stops zig, nor is anything left there.
@@ -70,10 +70,8 @@ def build(library: Path, target: str | None = None) -> None:
 
 
 def system_compiler() -> str:
-    """The compiler of the system; raises `OSError` if there is none that makes a library of ours."""
-    if sys.platform == "win32":  # gcc does not keep AVX's alignment of the stack there
-        raise OSError("on Windows it is compiled by ziglang")
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    """The compiler of the system; raises `OSError` if there is none."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["clang++", *["c++"] * (sys.platform == "darwin")]
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
         raise OSError(f"there is no compiler ({', '.join(names)}, or ziglang)")

@@ -9,7 +9,8 @@ namespace {
 
 // The places of klmetric.totals.sketch: of five sums the high parts, then the low parts, and two that stay 0; of three
 // more the high parts, then the low parts; counts, the largest finite divergence and minus the smallest above 0; bins.
-enum { KL, WEIGHT, SAMPLES, ROWS, INVALID, FIVE, SQUARES = 12, PRODUCTS, SIZES, CLUSTERS = 18, AGREED, COMPARED, SEEN, LARGEST, SMALLEST, BINS };
+enum { KL, WEIGHT, SAMPLES, ROWS, INVALID, FIVE, SQUARES = 12, PRODUCTS, SIZES };
+enum { CLUSTERS = 18, AGREED, COMPARED, SEEN, LARGEST, SMALLEST, BINS };
 
 struct Pair { // eight sums beside one another
   D high{}, low{};
@@ -18,9 +19,9 @@ struct Pair { // eight sums beside one another
     low = low + ((high - (sum - of_x)) + (x - of_x)), high = sum;
   }
   INLINE void add_product(D x, D y) { // with what rounds off x y (Dekker's product)
-    D split = all(134217729.), product = x * y, cx = split * x, cy = split * y, hx = cx - (cx - x), hy = cy - (cy - y);
+    D product = x * y, cx = x * 134217729., cy = y * 134217729., hx = cx - (cx - x), hy = cy - (cy - y);
     D lx = x - hx, ly = y - hy, rest = ((hx * hy - product) + (hx * ly + lx * hy)) + lx * ly;
-    add(product), low = low + where(rest == rest, rest, D{}); // too large to be split: an infinity
+    add(product), low = low + (rest == rest ? rest : D{}); // too large to be split: an infinity
   }
   void store_to(double *totals, int to_low) const {
     double h[DOUBLES], l[DOUBLES], sum = 0, rest = 0;
@@ -47,9 +48,10 @@ class Totals {
   int64_t count_of_bins() const { return job.fineness ? (job.highest - job.lowest) * 3 * job.fineness + 4 : 0; }
   INLINE void bin(double x) { // 3m a power of two, the k-th where m f (4 - f) = k, of x = 2^e (1 + f)
     constexpr int BITS = 25; // of f
-    int64_t code = __builtin_bit_cast(int64_t, x) >> (52 - BITS), f = code & ((1 << BITS) - 1), last = count_of_bins() - 1;
+    int64_t code = __builtin_bit_cast(int64_t, x) >> (52 - BITS), f = code & ((1 << BITS) - 1);
     int64_t within = (f * ((4 << BITS) - f) * job.fineness) >> 2 * BITS;
     int64_t place = ((code >> BITS) - (job.lowest + 1023)) * (3 * job.fineness) + within + 2;
+    int64_t last = count_of_bins() - 1;
     place = place < 1 ? 1 : place > last - 1 ? last - 1 : place;
     job.totals[BINS + (x == 0 ? 0 : x == D_INF ? last : place)]++;
   }
@@ -95,8 +97,9 @@ class Totals {
     double *to = job.totals;
     kl.store_to(to + KL, FIVE), weight.store_to(to + WEIGHT, FIVE), samples.store_to(to + SAMPLES, FIVE);
     squares.store_to(to + SQUARES, 3), products.store_to(to + PRODUCTS, 3), sizes.store_to(to + SIZES, 3);
-    to[ROWS] = double(rows), to[INVALID] = double(invalid), to[CLUSTERS] = double(clusters), to[AGREED] = double(agreed);
-    to[COMPARED] = double(compared), to[SEEN] = double(seen), to[LARGEST] = largest, to[SMALLEST] = -smallest;
+    to[ROWS] = double(rows), to[INVALID] = double(invalid), to[CLUSTERS] = double(clusters);
+    to[AGREED] = double(agreed), to[COMPARED] = double(compared), to[SEEN] = double(seen);
+    to[LARGEST] = largest, to[SMALLEST] = -smallest;
   }
 };
 
