@@ -42,7 +42,8 @@ class KLDivergenceSummary(Accumulator):
 
     - `mean`: KL(p‖q) over the rows, weighted, in nats (or the unit of `base`).
     - `stderr`: its standard error. The samples (first axis) are taken for independent, the rows within one (tokens of a
-      text) are not. `mean ± 1.96 * stderr` covers the true mean 95 % of the time, if there are some dozens of samples.
+      text) are not. `mean ± 1.96 * stderr` covers the true mean 95 % of the time, if there are many samples of a
+      like size: fewer times where a few of some dozens make most of the mean.
       NaN for fewer than two samples, and where a divergence is infinite. A sample must come whole,
       in one update: where a sample is a document of several windows, update with p and q of (1, its tokens, classes).
     - `max`: the largest divergence of a row.

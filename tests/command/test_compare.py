@@ -284,6 +284,34 @@ class TestReport:
             assert model["difference"]["mean"] == pytest.approx(differences.mean(), rel=1e-6)
             assert model["difference"]["stderr"] == pytest.approx(differences.std(ddof=1) / 60**0.5, rel=1e-6)
 
+    def test_csv_on_the_screen(self, files, tmp_path):
+        printed = run(files["full"], files["int8"], "--csv", "-").stdout
+        run(files["full"], files["int8"], "--csv", tmp_path / "report.csv")
+        assert printed == (tmp_path / "report.csv").read_text()
+        for two in (("--csv", "-", "--json", "-"), ("--csv", "-", "--markdown")):
+            done = run(files["full"], files["int8"], *two, code=2)
+            assert "One report can be printed: --json -, --csv - or --markdown." in done.stderr.replace("\n", " ")
+
+    def test_an_id_on_one_side_alone(self, tmp_path):
+        p, q = digits()["full"], digits()["int8"]
+        columns = {f"p_{k}": q[:, k].numpy() for k in range(10)}
+        pq.write_table(pa.table({**columns, "sample_id": np.arange(600)[::-1]}), tmp_path / "q.parquet")
+        arguments = (save(p, tmp_path / "p.npy"), tmp_path / "q.parquet", "--columns", "p_*")
+        assert report_of(*arguments)["models"][0]["unused_ids"] == "sample_id"
+        assert (
+            "The column 'sample_id' is in one of the two only, and is not used." in run(*arguments, "--markdown").stdout
+        )
+        pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+        assert "unused_ids" not in report_of(*arguments)["models"][0]
+
+    def test_what_is_not_known(self, files, tmp_path):
+        q = text()["int8"].clone()
+        q[0, 0, 1] = -torch.inf
+        done = run(files["full"], files["int8"], save(q, tmp_path / "q.npy"), "--markdown")
+        assert "| not known |" in done.stdout
+        assert "nan to" not in done.stdout
+        assert "nan ±" not in done.stdout
+
     def test_masks_weights_and_groups(self, files, tmp_path):
         rng = np.random.default_rng(0)
         mask, weight = rng.random((60, 24)) < 0.8, rng.random(60)

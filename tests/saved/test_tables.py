@@ -290,14 +290,14 @@ class TestColumns:
         x = np.column_stack([P, last])
         column = "l" if header == "words" else "11"
         path = text(tmp_path / "p.csv", x, names)
-        raises(f"of which {column} has values unlike those of the others", path, path)
+        raises(f"; not like the others in their values: {column}", path, path)
         measures(0, path, path, "--columns", "*")
 
     @pytest.mark.parametrize("formats", ["probs", "log_probs"])
     def test_a_loss_beside_distributions(self, tmp_path, formats):
         x = np.column_stack([probs(P), np.full(ROWS, 0.3)])
         path = text(tmp_path / "p.csv", x if formats == "probs" else np.log(x))
-        raises("of which 11 has values unlike those of the others", path, path, formats=formats)
+        raises("; not like the others in their values: 11", path, path, formats=formats)
 
     def test_classes_that_are_whole(self, tmp_path):
         """A class that is 0 or 1 in every row: it belongs to the others, with which it adds up to 1."""

@@ -61,6 +61,9 @@ def check(arguments: Arguments) -> None:
         if path is not None:
             check_is_there(path, option)
     written = [path for path in (arguments.json_file, arguments.csv_file, arguments.plot_file) if path is not None]
+    printed = [path for path in written if str(path) == "-"]
+    if len(printed) + arguments.markdown > 1:
+        raise InputError("One report can be printed: --json -, --csv - or --markdown. Got more than one of them.")
     written = [path for path in written if str(path) != "-"]
     if arguments.plot_file is not None and arguments.plot_file.suffix not in PICTURES:
         raise InputError(f"--plot must name a picture, {', '.join(PICTURES)}. Got {arguments.plot_file}.")

@@ -130,7 +130,7 @@ def compare_command(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report as JSON; - for the screen.")
     ] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the report as CSV.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the report as CSV; - for the screen.")] = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", help="Draw the distributions into a .png, .svg or .pdf.")
     ] = None,

@@ -36,6 +36,8 @@ def write(arguments: Arguments, report: dict[str, Any], draw: Callable[[], bytes
     try:
         if str(arguments.json_file) == "-":
             sys.stdout.write(to_json(report))
+        elif str(arguments.csv_file) == "-":
+            sys.stdout.write(to_csv(report))
         elif arguments.markdown:
             sys.stdout.write(to_markdown(report))
         else:

@@ -1,6 +1,7 @@
 """What a comparison comes to, as plain data: all that is shown and written is made from this."""
 
 import math
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from klmetric.summary import KLDivergenceSummary
 
 Value = dict[str, Any]
+# What people call columns that tell rows apart.
+_ID = re.compile(r"(.*[_ ])?(id|uuid|key|index)", re.IGNORECASE)
 
 
 def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Value:
@@ -50,6 +53,7 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
                 **values[k],
                 **_difference(comparison, k, order[0], names),
                 **_storage_error(comparison, comparison.models[k]),
+                **_unused_ids(task.reference, comparison.models[k].saved),
                 **_same_arrays(task.reference, comparison.models[k].saved),
                 **({"worst": _worst_of(comparison.models[k].summary, task.reference)} if task.top else {}),
                 **_groups(comparison.models[k]),
@@ -92,6 +96,14 @@ def _storage_error(comparison: Comparison, measured: Measured) -> Value:
         **({} if error is None else {"storage_error": dict(zip(("usual", "largest"), error, strict=True))}),
         **({} if clipped is None else {"clipped": dict(zip(("reference", "model"), clipped, strict=True))}),
     }
+
+
+def _unused_ids(reference: Saved, model: Saved) -> Value:
+    """A column that is called like one of ids, and that the rows cannot be aligned by: only one of the two has it."""
+    if reference.ids is not None:
+        return {}
+    odd = [name for name in sorted(set(reference.others) ^ set(model.others)) if _ID.fullmatch(name)]
+    return {"unused_ids": odd[0]} if odd else {}
 
 
 def _same_arrays(reference: Saved, model: Saved) -> Value:

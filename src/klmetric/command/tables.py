@@ -11,7 +11,18 @@ Lines = list[list[str]]
 
 # Of a model, what is no line of its own.
 _SKIPPED = (
-    *("name", "path", "columns", "difference", "storage_error", "clipped", "same_arrays", "worst", "groups"),
+    *(
+        "name",
+        "path",
+        "columns",
+        "difference",
+        "storage_error",
+        "clipped",
+        "unused_ids",
+        "same_arrays",
+        "worst",
+        "groups",
+    ),
     *("low", "high"),
 )
 
@@ -22,7 +33,7 @@ def _cells(models: list[Value]) -> list[tuple[str, list[str]]]:
     for key in [key for key in models[0] if key not in _SKIPPED]:
         lines.append((_label(key), [number(model[key]) for model in models]))
         if key == "mean":
-            intervals = [f"{number(model['low'])} to {number(model['high'])}" for model in models]
+            intervals = [_interval(model) for model in models]
             lines.append(("95 % interval", intervals))
         if key == "stderr" and len(models) > 1:
             lines.append(("more than the best", [_difference_cell(model) for model in models]))
@@ -33,11 +44,19 @@ def _cells(models: list[Value]) -> list[tuple[str, list[str]]]:
     return lines
 
 
+def _interval(model: Value) -> str:
+    return "not known" if math.isnan(model["low"]) else f"{number(model['low'])} to {number(model['high'])}"
+
+
 def _difference_cell(model: Value) -> str:
     if "difference" not in model:
         return ""
-    difference = model["difference"]
-    return f"{number(difference['mean'])} ± {number(Z * difference['stderr'])}"
+    return _with_error(**{key: model["difference"][key] for key in ("mean", "stderr")})
+
+
+def _with_error(mean: float, stderr: float) -> str:
+    """A mean and half of its 95 % interval."""
+    return "not known" if math.isnan(mean) else f"{number(mean)} ± {number(Z * stderr)}"
 
 
 def _label(key: str) -> str:
@@ -55,10 +74,7 @@ def sections_of(report: Value) -> list[tuple[str, list[str], Lines]]:
         lines = [
             [
                 group,
-                *(
-                    f"{number(model['groups'][group]['mean'])} ± {number(Z * model['groups'][group]['stderr'])}"
-                    for model in models
-                ),
+                *(_with_error(model["groups"][group]["mean"], model["groups"][group]["stderr"]) for model in models),
                 number(models[0]["groups"][group]["count"]),
             ]
             for group in models[0]["groups"]
@@ -95,6 +111,11 @@ def notes_of(report: Value) -> list[str]:
             notes.append(
                 f"{model['name']}: the divergence is a lower bound. The files have clipped the classes with"
                 f" {' and '.join(masses)} (a mean over the rows); they count as near to each other as is possible."
+            )
+        if "unused_ids" in model:
+            notes.append(
+                f"{model['name']}: its rows pair with those of the reference in their order. The column"
+                f" {model['unused_ids']!r} is in one of the two only, and is not used."
             )
         if "same_arrays" in model:
             notes.append(

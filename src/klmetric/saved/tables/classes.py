@@ -78,5 +78,5 @@ def _check_values(columns: Mapping[str, str], first_rows: Callable[[list[str], i
     if odd.any():
         raise unclear(
             path,
-            f"{described(names)}, of which {listed(np.array(names)[odd])} has values unlike those of the others",
+            f"{described(names)}; not like the others in their values: {listed(np.array(names)[odd])}",
         )
