@@ -212,6 +212,31 @@ class TestMatrices:
         assert gradgradcheck(f, (a, same), atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_weibull_of_any_concentrations(dtype):
+    """To torch a power of an exponential distribution, with powers that are rounded."""
+    cases = [(1.0, 2.0, 1.5, 3.0), (1.0, 1.484375, 1.0, 1.4921875), (2.0, 3.0, 2.015625, 3.0), (0.5, 0.5, 5.0, 8.0)]
+    s, a, t, b = torch.tensor(cases, dtype=torch.float64).T
+    value = kl_divergence(D.Weibull(s.to(dtype), a.to(dtype)), D.Weibull(t.to(dtype), b.to(dtype)), reduction="none")
+    expected = [weibull(*case) for case in cases]
+    torch.testing.assert_close(value.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-7, atol=0)
+    assert kl_divergence(D.Weibull(s, a), D.Weibull(s, a)) == 0
+
+
+def weibull(s, a, t, b):
+    """From E[log x] = log s - gamma/a and E[x^b] = s^b Gamma(1 + b/a)."""
+    s, a, t, b = map(mpmath.mpf, (s, a, t, b))
+    of_p, of_q = mpmath.log(a / s**a) - 1, mpmath.log(b / t**b) - (s / t) ** b * mpmath.gamma(1 + b / a)
+    return float(of_p - of_q + (a - b) * (mpmath.log(s) - mpmath.euler / a))
+
+
+def test_kumaraswamy_of_other_parameters_is_not_0():
+    p, q = (D.Kumaraswamy(torch.tensor(2.0), torch.tensor(x)) for x in (3.777549982070923, 3.777550220489502))
+    assert kl_divergence(p, p) == 0
+    with pytest.raises(TypeError, match="must have a KL divergence registered in torch.distributions. Got Kumaraswamy"):
+        kl_divergence(p, q)
+
+
 def test_low_rank_and_full_and_one_covariance_for_a_batch():
     low, full = multivariate("low_rank", 0), multivariate("covariance_matrix", 1)
     for p, q in ((low, full), (full, low)):

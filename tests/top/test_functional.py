@@ -344,3 +344,12 @@ class TestInTorchmetricsPlace:
         kl_divergence(p, q, eps=0.1, temperature=2.0, weight=torch.ones(10))
         assert torch.equal(p, before[0])
         assert torch.equal(q, before[1])
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int64], ids=str
+)
+def test_weights_of_any_integers(dtype):
+    p, q = pair(3, 5)
+    weight = torch.tensor([2, 0, 1])
+    assert kl_divergence(p, q, weight=weight.to(dtype)) == kl_divergence(p, q, weight=weight.double())

@@ -95,10 +95,19 @@ def _laplace(m: Tensor, s: Tensor, n: Tensor, t: Tensor) -> Tensor:
 
 
 def _gumbel(m: Tensor, s: Tensor, n: Tensor, t: Tensor) -> Tensor:
-    r = s / t
+    return _gumbels_apart((n - m) / t, s / t)
+
+
+def _gumbels_apart(d: Tensor, r: Tensor) -> Tensor:
+    """From the distance of the locations and the scale of p, both in scales of q."""
     one = torch.ones_like(r)
     log_gamma = of_masses(r, one) + lgamma_rest(one, r)
-    return phi((n - m) / t + torch.lgamma(1 + r)) + log_gamma
+    return phi(d + torch.lgamma(1 + r)) + log_gamma
+
+
+def _weibull(s: Tensor, a: Tensor, t: Tensor, b: Tensor) -> Tensor:
+    # The negative logarithm of what is Weibull's is Gumbel's, at -log s and of the scale 1/a.
+    return _gumbels_apart(b * log_ratio(t, s), b / a)
 
 
 def _normal_gumbel(m: Tensor, s: Tensor, n: Tensor, t: Tensor) -> Tensor:
@@ -403,8 +412,10 @@ _LOW_RANK = (
     (td.MultivariateNormal, td.LowRankMultivariateNormal),
 )
 # By the form of torch that each takes the place of, so that what users have registered is left alone.
-IN_PLACE_OF: dict[Form, Form] = {
+IN_PLACE_OF: dict[Form | type, Form] = {
     **{form: _infinite for form in torchs._KL_REGISTRY.values() if form.__name__.endswith("_infinity")},
     **{torchs._KL_REGISTRY[pair]: form for pair, form in _OWN.items()},
     **{torchs._KL_REGISTRY[pair]: _low_rank(torchs._KL_REGISTRY[pair]) for pair in _LOW_RANK},
+    # To torch it is a transformed distribution, and of none with another concentration.
+    td.Weibull: _elementwise(_weibull, "scale concentration"),
 }

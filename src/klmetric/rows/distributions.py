@@ -16,10 +16,12 @@ from torch.distributions import (
     Distribution,
     ExponentialFamily,
     Independent,
+    Kumaraswamy,
     LowRankMultivariateNormal,
     MultivariateNormal,
     OneHotCategorical,
     TransformedDistribution,
+    Weibull,
     Wishart,
     constraints,
 )
@@ -38,7 +40,9 @@ Form: TypeAlias = Callable[[Any, Any], Tensor]
 CATEGORICAL = (Categorical, OneHotCategorical)
 
 
-def kl_of_distributions(p: Distribution, q: Distribution, options: Options, forms: Mapping[Form, Form]) -> Tensor:
+def kl_of_distributions(
+    p: Distribution, q: Distribution, options: Options, forms: Mapping[Form | type, Form]
+) -> Tensor:
     """Divergence of each element of the batch in nats, in the direction of `options`.
 
     Args:
@@ -81,7 +85,7 @@ def kl_of_distributions(p: Distribution, q: Distribution, options: Options, form
     return kl.clamp_min(0).sum(0).to(tensors[0].device if tensors else kl.device, dtype)
 
 
-def _kl(p: Distribution, q: Distribution, forms: Mapping[Form, Form]) -> Tensor:
+def _kl(p: Distribution, q: Distribution, forms: Mapping[Form | type, Form]) -> Tensor:
     shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
     # Some forms of torch answer in the shape of p alone, or fail where that of q is the larger.
     p, q = (d if d.batch_shape == shape else d.expand(shape) for d in (p, q))
@@ -97,8 +101,12 @@ def _kl(p: Distribution, q: Distribution, forms: Mapping[Form, Form]) -> Tensor:
     if form is torchs._kl_transformed_transformed:
         assert isinstance(p, TransformedDistribution)
         assert isinstance(q, TransformedDistribution)
+        if isinstance(p, Weibull) and isinstance(q, Weibull):
+            return forms[Weibull](p, q)
         if p.transforms != q.transforms or p.event_shape != q.event_shape:
             raise NotImplementedError
+        if isinstance(p, Kumaraswamy) and not all(torch.equal(getattr(p, x), getattr(q, x)) for x in p.arg_constraints):
+            raise NotImplementedError  # its transforms are rounded
         return _kl(p.base_dist, q.base_dist, forms)
     if form is NotImplemented:
         raise NotImplementedError

@@ -125,6 +125,8 @@ def weight_of_rows(weight: Tensor | None, kl: Tensor) -> Tensor | None:
             "`weight` must have one entry per sample or per row: its shape a prefix of the batch shape."
             f" Got weight {tuple(weight.shape)} for batch shape {tuple(kl.shape)}. The class axis has no weights."
         )
+    if not weight.is_floating_point() and weight.dtype is not torch.bool:
+        weight = weight.long()  # unsigned ones of 16 bits and more have no arithmetic
     if may_look(weight) and weight.dtype is not torch.bool and not bool(((weight >= 0) & (weight < math.inf)).all()):
         lowest = weight.min().item()
         what = "NaN" if weight.isnan().any() else f"{lowest:g}" if lowest < 0 else "inf"
