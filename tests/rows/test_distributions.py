@@ -233,7 +233,7 @@ def weibull(s, a, t, b):
 def test_kumaraswamy_of_other_parameters_is_not_0():
     p, q = (D.Kumaraswamy(torch.tensor(2.0), torch.tensor(x)) for x in (3.777549982070923, 3.777550220489502))
     assert kl_divergence(p, p) == 0
-    with pytest.raises(TypeError, match="must have a KL divergence registered in torch.distributions. Got Kumaraswamy"):
+    with pytest.raises(TypeError, match=r"registered in torch\.distributions\. Got Kumaraswamy"):
         kl_divergence(p, q)
 
 

@@ -46,16 +46,8 @@ GAUSS = (
 SMALL = 256
 
 
-def _poisson(a: Tensor, b: Tensor) -> Tensor:
-    return of_masses(a, b)
-
-
 def _bernoulli_poisson(p: Tensor, rate: Tensor) -> Tensor:
     return of_masses(p, rate) + of_masses(1 - p, torch.ones_like(rate))
-
-
-def _exponential(a: Tensor, b: Tensor) -> Tensor:
-    return of_ratio(a, b)
 
 
 def _gamma(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
@@ -378,7 +370,7 @@ _OWN: dict[tuple[type, type], Form] = {
     (td.ContinuousBernoulli, td.Normal): _onto_normal,
     (td.ContinuousBernoulli, td.Uniform): _elementwise(_continuous_bernoulli_uniform, "logits", "low high"),
     (td.Dirichlet, td.Dirichlet): _of(_dirichlet, "concentration", "concentration"),
-    (td.Exponential, td.Exponential): _elementwise(_exponential, "rate"),
+    (td.Exponential, td.Exponential): _elementwise(of_ratio, "rate"),
     (td.Exponential, td.Gamma): _elementwise(_exponential_gamma, "rate", "concentration rate"),
     (td.Exponential, td.Normal): _onto_normal,
     (td.ExponentialFamily, td.ExponentialFamily): _exponential_family,
@@ -398,7 +390,7 @@ _OWN: dict[tuple[type, type], Form] = {
     (td.Pareto, td.Normal): _onto_normal,
     (td.Pareto, td.Pareto): _elementwise(_pareto, "alpha scale"),
     (td.Poisson, td.Binomial): _poisson_binomial,
-    (td.Poisson, td.Poisson): _elementwise(_poisson, "rate"),
+    (td.Poisson, td.Poisson): _elementwise(of_masses, "rate"),
     (td.Uniform, td.Beta): _of(_uniform_beta, "low high", "concentration"),
     (td.Uniform, td.ContinuousBernoulli): _elementwise(_uniform_continuous_bernoulli, "low high", "logits"),
     (td.Uniform, td.Gamma): _elementwise(_uniform_gamma, "low high", "concentration rate"),
