@@ -15,7 +15,7 @@ from processes import forked
 
 from klmetric import __version__
 from klmetric.__main__ import main
-from klmetric.command import whole
+from klmetric.command import compare, output, whole
 
 
 def klmetric(*arguments, cwd):
@@ -349,6 +349,30 @@ def test_in_the_background_it_is_not_interrupted(predictions):
     for event, end in (("import", "torch"), ("open", "q.npy")):
         done = interrupted(event, end, 2, *arguments, cwd=predictions, **ignore)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- Where a report cannot be made
+
+
+@pytest.mark.parametrize("broken", ["to_json", "to_csv", "to_markdown", "picture"])
+def test_an_unexpected_error_loses_no_other_report(here, tmp_path, monkeypatch, broken):
+    """What was measured is written wherever it can be, and then the fault is told; --debug shows where it is."""
+    for name in "pq":
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).normal(size=(9, 3)))
+
+    def fails(*_):
+        raise TypeError("a fault in here")
+
+    monkeypatch.setattr(compare if broken == "picture" else output, broken, fails)
+    arguments = ["compare", "p.npy", "q.npy", "--input-format", "logits", "--json", "o.json", "--csv", "o.csv"]
+    status, said, fault = here(*arguments, "--plot", "o.svg", "--markdown", "--debug")
+    assert status == 2
+    assert "Error: TypeError: a fault in here (Unexpected: --debug shows where.)\n" in fault
+    assert "in fails\n" in fault
+    written = {"to_json": "o.json", "to_csv": "o.csv", "picture": "o.svg"}
+    for maker, name in written.items():
+        assert (tmp_path / name).exists() == (maker != broken), name
+    assert ("p99.9" in said) == (broken != "to_markdown")
 
 
 # --- Where there is no room

@@ -231,6 +231,11 @@ class TestLlama:
             (lambda data: data[:-50], "Did llama.cpp end before the last"),
             (lambda data: data[:10], "A .kld file must begin with"),
             (lambda data: data[:8] + struct.pack("<iii", 0, 0, 0) + data[20:], "must have classes and chunks"),
+            # More tokens than there is memory for: the size is looked at first.
+            (lambda data: data[:8] + struct.pack("<iii", 2**30, 2**30, 2**30) + data[20:], "Did llama.cpp end before"),
+            (lambda data: data[:8] + struct.pack("<iii", 2**31 - 1, 10, 9) + data[20:], "Did llama.cpp end before"),
+            (lambda data: data[:296] + struct.pack("<f", -1e-4) + data[300:], "must not be negative. Got -0.0001 in"),
+            (lambda data: data[:20] + data[20:-208] + struct.pack("<f", -3.0) + data[-204:], "must not be negative"),
         ],
     )
     def test_damaged_files(self, tmp_path, damage, message):

@@ -5,10 +5,12 @@ import gzip
 import io
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
@@ -231,6 +233,77 @@ class TestHeaderBeside:
         path.write_bytes(b"\x1f\x8b\x00\x01 no such file " * 20)
         raises(f"{path} cannot be read as {suffix}", *npy, "--groups", path)
 
+    @pytest.mark.parametrize("header", [[], ["kind"]], ids=["no header", "header"])
+    @pytest.mark.parametrize("numbers", [False, True], ids=["words", "numbers"])
+    @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+    def test_an_empty_label(self, tmp_path, npy, header, numbers, end):
+        """An empty line is a label too, or all that follow would be those of other rows."""
+        labels = [("12" if numbers else "ab")[k % 2] for k in range(ROWS)]
+        labels[4] = labels[7] = ""
+        path = tmp_path / "groups.csv"
+        path.write_bytes(end.join([*header, *labels, ""]).encode())
+        groups = model_of(*npy, "--groups", path)["groups"]
+        assert {name: group["count"] for name, group in groups.items()} == {
+            name or "(none)": labels.count(name) for name in sorted(set(labels))
+        }
+        rest = [k for k in range(ROWS) if labels[k] == labels[0]]
+        assert groups[labels[0]]["mean"] == pytest.approx(mean_kl(P[rest], Q[rest]), rel=1e-9)
+
+    def test_an_empty_label_at_the_end(self, tmp_path, npy):
+        path = tmp_path / "groups.csv"
+        labels = ["a", "b"] * (ROWS // 2 - 1)
+        path.write_text("\n".join(["kind", *labels, "a", "", ""]))
+        raises("whose first line may be a header, and whose last is empty", *npy, "--groups", path)
+        path.write_text("\n".join(["kind", *labels, "a", "b", "", ""]))
+        raises("(40,). Got shape (41,)", *npy, "--groups", path)
+
+    def test_a_missing_label_and_one_called_none(self, tmp_path, npy):
+        table = pa.table({"kind": [None, "None", "a", "a"] * (ROWS // 4), "year": [None, 2, 3, 3] * (ROWS // 4)})
+        for name, counts in (("kind", {"(none)": 10, "None": 10, "a": 20}), ("year", {"(none)": 10, "2": 10, "3": 20})):
+            path = arrow(tmp_path / "groups.arrow", table.select([name]))
+            groups = model_of(*npy, "--groups", path)["groups"]
+            if name == "year":  # whole numbers beside nulls may be read as floats
+                groups = {key.removesuffix(".0"): group for key, group in groups.items()}
+            assert {key: group["count"] for key, group in groups.items()} == counts
+
+    @pytest.mark.parametrize("first", ["3", "0.5", "weight"])
+    def test_an_empty_weight(self, tmp_path, npy, first):
+        path = tmp_path / "weight.csv"
+        path.write_text("\n".join([first, "0.5", "", *["0.5"] * (ROWS - 2)]) + "\n")
+        raises("--weight", *npy, "--weight", path)
+        path.write_text("\n".join(["mask", "1", "", *["1"] * (ROWS - 2)]) + "\n")
+        raises("--mask must be 0 or 1. Got nan", *npy, "--mask", path)
+
+    @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+    def test_weights_beside_ids(self, tmp_path, suffix):
+        """Ids are none of the weights of two positions, and say whose weight it is."""
+        x = RNG.normal(size=(6, 2, 5))
+        y = x + RNG.normal(size=x.shape)
+        kind = pa.list_(pa.list_(pa.float64()))
+        pair = []
+        for name, some in (("p", x), ("q", y)):
+            table = pa.table({"id": range(6), "logits": pa.array(some.tolist(), kind)})
+            pair.append(arrow(tmp_path / f"{name}.arrow", table))
+        weight, order = RNG.random(6), RNG.permutation(6)
+        for ids in (order, [f"{k}" for k in order]):
+            path = tmp_path / f"weight{suffix}"
+            table = pa.table({"id": pa.array(ids), "w": weight[order]})
+            (pq.write_table if suffix == ".parquet" else pa.csv.write_csv)(table, path)
+            value = mean_kl(x.reshape(12, 5), y.reshape(12, 5), weight.repeat(2))
+            measures(value, *pair, "--id", "id", "--weight", path)
+            with_words = "--weight: Columns of a table must be numbered"
+            if ids is order:
+                raises(with_words, *pair, "--weight", path, "--columns", "logits")
+        for names in (["w_1", "w_3"], ["", "w"], ["w", "v"], ["mask", "index"]):
+            path = text(tmp_path / "mask.csv", np.ones((6, 2)), names)
+            raises("--mask: Columns of a table must be numbered", *pair, "--mask", path)
+        path = text(tmp_path / "weight.csv", np.stack([weight, 2 * weight], -1), ["w_0", "w_1"])
+        value = mean_kl(x.reshape(12, 5), y.reshape(12, 5), np.stack([weight, 2 * weight], -1).reshape(-1))
+        measures(value, *pair, "--weight", path)
+        pq.write_table(pa.table({"w": weight}), tmp_path / "one.parquet")
+        value = mean_kl(x.reshape(12, 5), y.reshape(12, 5), weight.repeat(2))
+        measures(value, *pair, "--id", "id", "--weight", tmp_path / "one.parquet")
+
     def test_a_mask_of_another_length(self, tmp_path, npy):
         path = text(tmp_path / "mask.csv", np.ones((ROWS + 2, 1)), number=lambda x: str(int(x)))
         raises("--mask must have one entry for each sample, (40,). Got shape (42, 1)", *npy, "--mask", path)
@@ -257,6 +330,50 @@ class TestHeaderBeside:
         (tmp_path / "mask.csv").write_text("mask\n" + "\n".join(map(str, self.MASK)))
         for path in (tmp_path / "mask.parquet", tmp_path / "mask.csv", arrow(tmp_path / "mask.arrow", table)):
             measures(mean_kl(P[self.MASK], Q[self.MASK]), *npy, "--mask", path)
+
+
+class TestIds:
+    """Ids are kept as they are written, and said in the report."""
+
+    @pytest.mark.parametrize("written", ["{:02}", "{}.50", "{}e1", "1234567890123456789012345678{:02}"])
+    def test_as_text(self, tmp_path, written):
+        ids = [written.format(k) for k in range(ROWS)]
+        assert self.worst_id(tmp_path, ids, ".csv") in ids
+
+    def test_numbers(self, tmp_path):
+        assert isinstance(self.worst_id(tmp_path, range(ROWS), ".csv"), int)
+        assert isinstance(self.worst_id(tmp_path, [k / 4 + 1 / 8 for k in range(ROWS)], ".csv"), float)
+
+    def test_two_that_are_one_number(self, tmp_path, npy):
+        path = tmp_path / "groups.csv"
+        path.write_text("\n".join(["kind", *["01", "1"] * (ROWS // 2)]))
+        assert set(model_of(*npy, "--groups", path)["groups"]) == {"01", "1"}
+
+    @pytest.mark.parametrize(
+        ("kind", "pattern"),
+        [
+            (pa.date32(), r"1970-0[12]-\d\d"),
+            (pa.timestamp("s"), r"1970-01-01T00:00:\d\d"),
+            (pa.timestamp("ns"), r"1970-01-01T00:00:00.0000000\d\d"),
+            (pa.duration("s"), r"\d+ seconds"),
+            (pa.decimal128(7, 2), r"\d+\.\d\d"),
+        ],
+        ids=str,
+    )
+    def test_other_kinds(self, tmp_path, kind, pattern):
+        numbers = pa.array(range(ROWS), pa.int32() if kind == pa.date32() else pa.int64())
+        ids = pa.array(map(Decimal, range(ROWS)), kind) if pa.types.is_decimal(kind) else numbers.cast(kind)
+        assert re.fullmatch(pattern, self.worst_id(tmp_path, ids, ".arrow"))
+
+    def worst_id(self, folder, ids, suffix):
+        paths = []
+        for name, x in (("p", P), ("q", Q)):
+            if suffix == ".csv":
+                path = text(folder / f"{name}.csv", x, NAMES, more=[("id", ids)])
+            else:
+                path = arrow(folder / f"{name}.arrow", table_of(x, id=ids))
+            paths.append(path)
+        return model_of(*paths, "--id", "id", "--worst", 1)["worst"][0]["id"]
 
 
 def table_of(x, names=NAMES, **more):

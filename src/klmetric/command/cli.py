@@ -12,7 +12,7 @@ from klmetric import __version__
 from klmetric.command.arguments import Arguments, check
 from klmetric.command.ending import BAD_INPUT, INTERRUPTED, leave_with_processes
 from klmetric.command.limits import LIMIT
-from klmetric.saved.errors import InputError
+from klmetric.saved.errors import InputError, said_of
 
 # The options that take limits.
 LIMITING = ("--fail-above", "--fail-below")
@@ -173,8 +173,6 @@ def compare_command(
     except Exception as error:
         if debug:
             traceback.print_exc()
-        is_expected = isinstance(error, InputError)
-        text = f"{error}" if is_expected else f"{type(error).__name__}: {error} (Unexpected: --debug shows where.)"
-        print(f"Error: {text}", file=sys.stderr)
+        print(f"Error: {said_of(error)}", file=sys.stderr)
         status = BAD_INPUT
     raise typer.Exit(status)

@@ -15,7 +15,7 @@ from klmetric.command.picture import picture, pyplot_for_files
 from klmetric.command.processes import merge_over_processes, processes_of_this_run
 from klmetric.command.progress import progress
 from klmetric.command.report import as_dict
-from klmetric.saved.errors import InputError
+from klmetric.saved.errors import InputError, said_of
 
 
 def run_compare(arguments: Arguments) -> int:
@@ -52,7 +52,8 @@ def _run(arguments: Arguments, rank: int, processes: int) -> int:
     for sentence in failed:
         print(f"Failed: {sentence}", file=sys.stderr)
     if faults:
-        raise InputError("\n".join(faults))
+        unexpected = next((fault for fault in faults if not isinstance(fault, InputError)), None)
+        raise InputError("\n".join(map(said_of, faults))) from unexpected
     return _status(result, failed)
 
 

@@ -60,7 +60,7 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
         base=arguments.base,
         quantiles=tuple(quantiles),
         top=arguments.worst,
-        weight=weights_of(arguments.mask, arguments.weight, reference),
+        weight=weights_of(arguments.mask, arguments.weight, reference, arguments.id_column),
         labels=labels,
         label_names=label_names,
         classes=arguments.classes,

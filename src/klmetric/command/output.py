@@ -24,15 +24,15 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def write(arguments: Arguments, report: dict[str, Any], draw: Callable[[], bytes]) -> list[str]:
-    """Print and write all that can be, and return what is to be said of the rest.
+def write(arguments: Arguments, report: dict[str, Any], draw: Callable[[], bytes]) -> list[Exception]:
+    """Print and write all that can be, and return what went wrong with the rest.
 
     Args:
         arguments: where to.
         report: as plain data.
         draw: gives the picture.
     """
-    faults = []
+    faults: list[Exception] = []
     try:
         if str(arguments.json_file) == "-":
             sys.stdout.write(to_json(report))
@@ -47,7 +47,9 @@ def write(arguments: Arguments, report: dict[str, Any], draw: Callable[[], bytes
         sys.stdout.flush()
     except OSError as error:
         if told := discard_output(error):
-            faults.append(told)
+            faults.append(InputError(told))
+    except Exception as error:
+        faults.append(error)
     files: list[tuple[Path | None, Callable[[], bytes]]] = [
         (arguments.json_file, lambda: _encoded(to_json(report))),
         (arguments.csv_file, lambda: _encoded(to_csv(report))),
@@ -57,8 +59,8 @@ def write(arguments: Arguments, report: dict[str, Any], draw: Callable[[], bytes
         if path is not None and str(path) != "-":
             try:
                 write_whole(path, content())
-            except InputError as error:
-                faults.append(str(error))
+            except Exception as error:  # of whatever kind: what was measured goes where it can
+                faults.append(error)
     return faults
 
 

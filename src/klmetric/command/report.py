@@ -123,7 +123,8 @@ def _worst_of(summary: "KLDivergenceSummary", reference: Saved) -> list[Value]:
             if len(reference.shape) > 2:
                 row["position"] = position
             if reference.ids is not None:
-                row["id"] = reference.ids[sample].item()
+                value = reference.ids[sample]  # JSON has no dates
+                row["id"] = value.item() if value.dtype.kind in "iufU" else str(value)
             found.append(row)
     return found
 

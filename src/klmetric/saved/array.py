@@ -99,6 +99,7 @@ class Choice:
         header: of a table of text: whether its first row names the columns; None to see.
         classes: of a table: the classes of another one (its `Saved.columns`), to be taken in the same order.
         documents: whether an array of (rows, classes) is one sample; None for each row, if that is clear.
+        needs_id: whether a table must have the column of the ids.
     """
 
     key: str | None = None
@@ -107,6 +108,7 @@ class Choice:
     header: bool | None = None
     classes: Mapping[str, str] | None = None
     documents: bool | None = None
+    needs_id: bool = True
 
 
 # The arrays of a file that may hold several: the name of each, and what opens it when it is asked for.

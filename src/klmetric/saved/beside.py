@@ -10,20 +10,29 @@ from torch import Tensor
 
 from klmetric.saved.array import Array, Choice, Saved
 from klmetric.saved.errors import HeaderError, InputError, as_bad_input
+from klmetric.saved.names import are_running, listed
 from klmetric.saved.open import TABLES, kind_of, open_saved
+from klmetric.saved.order import in_the_order_of
 
 OfRows = Callable[[int, int], Tensor]
 
+# The group of samples without a label.
+MISSING = "(none)"
 # Each takes memory of its own.
 MOST_GROUPS = 1000
 
 
-def weights_of(mask: Path | None, weight: Path | None, predictions: Saved) -> OfRows | None:
-    """What gives the weights of rows from one number to another; None where every row counts 1."""
+def weights_of(
+    mask: Path | None, weight: Path | None, predictions: Saved, id_column: str | None = None
+) -> OfRows | None:
+    """What gives the weights of rows from one number to another; None where every row counts 1.
+
+    They are in the order of the predictions, or have ids by which they are brought into it.
+    """
     factors = []
     for option, path in (("--mask", mask), ("--weight", weight)):
         if path is not None:
-            saved = _opened(path, option, predictions.shape[0])
+            saved = _opened(path, option, predictions, id_column)
             factors.append(_checked(_spread(saved, predictions, option, path), option, path))
     if not factors:
         return None
@@ -44,9 +53,14 @@ def labels_of(path: Path, predictions: Saved, id_column: str | None) -> tuple[Of
     """
     labels, ids = _labels(path, id_column, predictions.shape[0])
     if ids is not None and predictions.ids is not None:
-        if len(ids) != len(np.unique(ids)) or not np.array_equal(np.sort(ids), np.sort(predictions.ids)):
+        theirs = predictions.ids
+        if ids.dtype.kind != theirs.dtype.kind:
+            ids, theirs = ids.astype(str), theirs.astype(str)
+        if len(ids) != len(np.unique(ids)) or not np.array_equal(np.sort(ids), np.sort(theirs)):
             raise InputError(f"--groups must have the ids of the predictions, each once. Got others in {path}.")
-        labels = labels[np.argsort(ids)[np.argsort(np.argsort(predictions.ids))]]
+        labels = labels[np.argsort(ids)[np.argsort(np.argsort(theirs))]]
+    if labels.dtype.kind == "U":
+        labels = np.where(labels == "", MISSING, labels)
     names, numbers = np.unique(labels, return_inverse=True)
     if len(names) > MOST_GROUPS:
         raise InputError(f"--groups must have at most {MOST_GROUPS} groups. Got {len(names)} in {path}.")
@@ -61,15 +75,25 @@ def labels_of(path: Path, predictions: Saved, id_column: str | None) -> tuple[Of
     return _spread(saved, predictions, "--groups", path), list(map(str, names))
 
 
-def _opened(path: Path, option: str, samples: int) -> Saved:
+def _opened(path: Path, option: str, predictions: Saved, id_column: str | None) -> Saved:
     """Where it is not clear whether a table has a header, the number of its rows says so."""
-    choice = Choice(columns="*")
+    choice = Choice(columns="*", id=id_column, needs_id=False)
+    samples = predictions.shape[0]
     try:
         try:
-            return open_saved(path, choice)
+            saved = open_saved(path, choice)
         except HeaderError:
             without = open_saved(path, replace(choice, header=False))
-            return open_saved(path, replace(choice, header=True)) if without.shape[0] == samples + 1 else without
+            saved = open_saved(path, replace(choice, header=True)) if without.shape[0] == samples + 1 else without
+        columns = saved.columns or {}
+        if len(columns) > 1 and not are_running(columns):
+            raise InputError(
+                f"Columns of a table must be numbered, one for each position. Got {listed(columns.values())} in {path}."
+                " Leave one, and that of --id."
+            )
+        if predictions.ids is None or saved.ids is None:
+            return saved
+        return in_the_order_of(predictions.ids, saved)
     except InputError as error:
         raise InputError(f"{option}: {error}") from error
 
@@ -119,7 +143,7 @@ def _spread(saved: Saved, predictions: Saved, option: str, path: Path) -> OfRows
 
         return of_rows
     of_rows_text = f", or for each row, {each_row}" if positions > 1 else ""
-    hint = " Is the first one a header?" if saved.shape == (samples + 1,) else ""
+    hint = " Is the first one a header, or the last an empty line?" if saved.shape == (samples + 1,) else ""
     raise InputError(
         f"{option} must have one entry for each sample, {(samples,)}{of_rows_text}. Got shape {saved.shape} in {path}."
         f"{hint}"

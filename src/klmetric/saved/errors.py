@@ -14,6 +14,12 @@ class HeaderError(InputError):
     """The first row of a table may name its columns, or be the first of the data."""
 
 
+def said_of(error: Exception) -> str:
+    """What a user reads of an error."""
+    is_expected = isinstance(error, InputError)
+    return f"{error}" if is_expected else f"{type(error).__name__}: {error} (Unexpected: --debug shows where.)"
+
+
 def check_is_there(path: Path, option: str | None = None) -> None:
     """Raise unless there is a file or a folder at the path that this option names."""
     try:

@@ -20,3 +20,10 @@ def listed(names: Iterable[str]) -> str:
     """Some of the names, for a message."""
     names = list(names)
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
+
+
+def are_running(names: Iterable[str]) -> bool:
+    """Whether they are the numbers from 0 or 1 on, in any order."""
+    names = list(names)
+    numbers = sorted(int(name) for name in names if name.isdecimal())
+    return numbers in (list(range(len(names))), list(range(1, len(names) + 1)))

@@ -52,7 +52,6 @@ def open_kld(path: Path, choice: Choice) -> Saved:
             raise InputError(
                 f"A .kld file must have classes and chunks. Got n_ctx, n_vocab, n_chunk = {header} in {path}."
             )
-        tokens = np.fromfile(file, "<i4", context * chunks)
     positions = context - 1 - context // 2
     begin = len(MAGIC) + 12 + 4 * context * chunks
     width = 4 + classes + classes % 2  # in units of two bytes, with the step and the minimum
@@ -61,12 +60,19 @@ def open_kld(path: Path, choice: Choice) -> Saved:
         raise InputError(
             f"{path} must have {expected:,} bytes for {chunks} chunks. Got {size:,}. Did llama.cpp end before the last?"
         )
+    tokens = np.fromfile(path, "<i4", context * chunks, offset=len(MAGIC) + 12)
 
     def records(start: int, stop: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]":
         return np.memmap(path, "<u2", "r", begin + 2 * width * start, (stop - start, width))
 
     def scales(rows: "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]") -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(rows[:, :4]).view("<f4").astype(np.float32))
+        scale = torch.from_numpy(np.ascontiguousarray(rows[:, :4]).view("<f4").astype(np.float32))
+        if bool((scale[:, 0] < 0).any()):
+            raise InputError(
+                f"The step of a row of a .kld file must not be negative. Got {scale[:, 0].min().item():g} in {path}."
+                " Is it whole, and of that kind?"
+            )
+        return scale
 
     def read(start: int, stop: int) -> Tensor:
         rows = records(start, stop)

@@ -49,7 +49,8 @@ class Delimited:
         names = None if self.has_header else [str(k) for k in range(self.width)]
         # Blocks hold some rows, however wide.
         reading = pc.ReadOptions(block_size=max(2**20, 256 * self.width), column_names=names)
-        parsing = pc.ParseOptions(delimiter=self.delimiter)
+        # Of one column, an empty line is a row: without it, the rows after it would be those of other samples.
+        parsing = pc.ParseOptions(delimiter=self.delimiter, ignore_empty_lines=self.width > 1)
         return pc.open_csv(stream, reading, parsing, pc.ConvertOptions(decimal_point=self.decimal, **convert))
 
 
@@ -84,7 +85,7 @@ def _first_lines(path: Path) -> list[str]:
         path, "rt", encoding="utf-8-sig", errors="replace", newline=""
     ) as file:
         for line in file:
-            if line.strip("\r\n"):  # pyarrow skips empty ones
+            if line.strip("\r\n"):  # an empty one says nothing
                 lines.append(line)
             if len(lines) == LINES or (len(lines) > 1 and sum(map(len, lines)) > CHARACTERS):
                 break

@@ -40,10 +40,11 @@ def _text(path: Path, header: bool | None) -> Table:
     file = look_at_text(path, header)
     with file.open() as reader:
         schema = reader.schema
-    floats = {field.name: pa.float64() for field in schema if is_number(field.type)}
+    numbers = [field.name for field in schema if is_number(field.type)]
 
     def batches(columns: list[str], rows: int, as_floats: bool) -> Iterator[Any]:
-        with file.open(include_columns=columns, column_types=floats if as_floats else None) as reader:
+        types = dict.fromkeys(numbers, pa.float64() if as_floats else pa.string())
+        with file.open(include_columns=columns, column_types=types) as reader:
             yield from reader
 
     return Table(path, schema, batches, has_header=file.has_header)

@@ -1,5 +1,6 @@
 """Predictions in a table: a column for each class, or one that holds lists of them."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def predictions_in(path: Path, choice: Choice) -> Saved:
     table = look_at(path, choice.header)
     names = table.schema.names
     if choice.id is not None and choice.id not in names:
+        if not choice.needs_id:
+            return predictions_in(path, replace(choice, id=None))
         raise InputError(f"`--id` must be a column. Got {choice.id!r}, and {path} has {listed(names)}.")
     columns = classes_of(table, choice, partial(first_rows, table))
     taken = list(columns.values())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from klmetric.saved.array import Array
 from klmetric.saved.errors import InputError
-from klmetric.saved.tables.kinds import is_number_or_bool
+from klmetric.saved.tables.kinds import is_number, is_number_or_bool
 from klmetric.saved.tables.lists import lengths_of, of_lists
 from klmetric.saved.tables.table import Table
 
@@ -37,11 +38,33 @@ def first_rows(table: Table, columns: list[str], most: int) -> Array:
 
 
 def values_of(table: Table, name: str) -> Array:
-    """All values of a column as they are."""
-    batches = table.batches([name], NUMBERS, False)
-    parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in batches]
+    """All values of a column as they are; as text, "" for one that is missing, where numpy has no kind for them."""
+    parts = [_with_text(batch.column(name)) for batch in table.batches([name], NUMBERS, False)]
+    if any(part.dtype.kind == "U" for part in parts):
+        parts = [part.astype(str) for part in parts]
     values = np.concatenate(parts) if parts else np.empty(0)
-    return values.astype(str) if values.dtype == object else values
+    return _as_numbers(values) if is_number(table.kind(name)) and values.dtype.kind == "U" else values
+
+
+def _with_text(column: Any) -> Array:
+    present: Array = column.drop_null().to_numpy(zero_copy_only=False)
+    if not column.null_count:
+        return present.astype(str) if present.dtype == object else present
+    values = np.full(len(column), "", object)
+    values[column.is_valid().to_numpy(zero_copy_only=False)] = present.astype(str)
+    return values.astype(str)
+
+
+def _as_numbers(values: Array) -> Array:
+    """Numbers that are written as they are said: 5, and not 05, which is another name than 5."""
+    for dtype in (np.int64, np.float64):
+        try:
+            numbers = values.astype(dtype)
+        except (ValueError, OverflowError):
+            continue
+        if np.array_equal(numbers.astype(str), values):
+            return numbers
+    return values
 
 
 def rows_in(table: Table, name: str) -> int:

@@ -18,7 +18,7 @@ class Table:
         path: of the file.
         schema: the names of the columns, and what they hold.
         batches: gives the columns with these names, at most so many rows at once (of text: blocks of some MiB); as
-            floats, where it is text and they have been whole numbers so far.
+            floats, where it is text and they have been whole numbers so far, or else numbers as they are written.
         rows: how many; None where they have to be counted.
         has_header: whether its columns have names of their own.
     """
