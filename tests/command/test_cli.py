@@ -15,7 +15,7 @@ from processes import forked
 
 from klmetric import __version__
 from klmetric.__main__ import main
-from klmetric.command import compare, output, whole
+from klmetric.command import compare, output
 
 
 def klmetric(*arguments, cwd):
@@ -382,14 +382,14 @@ def leave_little_room():
     """From the first place that is written to on, and not where the places are tried."""
     import resource
 
-    write = whole.write_whole
+    write = output.write_whole
 
     def with_little_room(path, data):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         write(path, data)
 
-    whole.write_whole = with_little_room
+    output.write_whole = with_little_room
 
 
 @pytest.mark.slow
