@@ -18,7 +18,7 @@ ROOMS = {
     "top": {"accumulate", "totals", "rows", "arithmetic", "options", "command"},  # `__main__` starts the command
     "saved": {"options"},
     "lightning": {"top", "accumulate", "rows", "options"},
-    "command": {"lightning", "top", "saved", "accumulate", "totals", "rows", "options"},
+    "command": {"lightning", "top", "saved", "accumulate", "totals", "rows", "arithmetic", "options"},
 }
 TOP = {"__init__", "__main__", "_version", "functional", "metric", "summary", "distributed"}
 MOST_LEVELS = 9

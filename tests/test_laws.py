@@ -73,7 +73,8 @@ def test_invariant_under_a_constant_added_to_logits(pair, a, b):
 def test_directions(pair):
     p, q = pair
     assert torch.equal(rows(p, q, direction="reverse"), rows(q, p))
-    assert torch.equal(rows(p, q, direction="jeffreys"), rows(p, q) + rows(q, p))
+    both = rows(p, q).double() + rows(q, p).double()
+    torch.testing.assert_close(rows(p, q, direction="jeffreys").double(), both, rtol=2e-7, atol=0)
     assert torch.equal(rows(p, q, direction="jeffreys", eps=1e-3), rows(q, p, direction="jeffreys", eps=1e-3))
 
 
@@ -88,11 +89,11 @@ def test_a_row_does_not_depend_on_its_batch(pair, cut):
 
 @given(logit_pairs(rows=st.integers(2, 6)), st.integers(1, 5))
 def test_splitting_the_data_into_batches_changes_nothing(pair, cut):
-    p, q = pair
+    p, q = (x.double() for x in pair)
     metric = KLDivergence(input_format="logits").set_dtype(torch.float64)
     for batch in zip(p.split(cut), q.split(cut), strict=True):
         metric.update(*batch)
-    expected = rows(p, q).double().mean()
+    expected = rows(p, q).mean()
     torch.testing.assert_close(metric.compute(), expected, rtol=1e-14, atol=0)
 
 

@@ -88,11 +88,11 @@ def kl_divergence(
     reduction = check_reduction(reduction)
     unit = check_base(base)
     rows = measure(p, q, weight, options)
-    sums = vector.of_rows(rows.kl, rows.weight)
+    sums = vector.of_batch(rows)
     if may_look(sums):
         vector.warn_of_invalid(sums.tolist(), options, stacklevel=2, of_distributions=isinstance(p, Distribution))
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out
-        return torch.where(left_out, 0, rows.kl) / unit
+        return torch.where(left_out, 0, rows.kl).to(rows.dtype) / unit
     value: Tensor = vector.value(sums, reduction, nan_strategy) / unit
-    return value.to(rows.kl.device, rows.kl.dtype)
+    return value.to(rows.kl.device, rows.dtype)

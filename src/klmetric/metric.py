@@ -107,7 +107,7 @@ class KLDivergence(Accumulator):
         return vector.empty(self.options, self.keeps_rows)
 
     def _of_batch(self, rows: Rows) -> Tensor:
-        return vector.of_rows(rows.kl, rows.weight)
+        return vector.of_batch(rows)
 
     def _merging(self) -> Callable[[Tensor], Tensor]:
         return vector.merge

@@ -213,7 +213,7 @@ def no_low_parts(x):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("shape", [(50,), (50, 1), (50, 2), (50, 7), (0,), (3, 0), ()])
+@pytest.mark.parametrize("shape", [(50,), (50, 1), (50, 2), (50, 7), ()])
 def test_totals_are_the_sketch_of_the_rows(shape, weighted):
     g = torch.Generator().manual_seed(len(shape))
     for classes in (3, 200):

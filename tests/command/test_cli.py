@@ -15,6 +15,7 @@ from processes import forked
 
 from klmetric import __version__
 from klmetric.__main__ import main
+from klmetric.arithmetic.level import level
 from klmetric.command import compare, output
 
 
@@ -41,7 +42,19 @@ def here(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_version(tmp_path):
-    assert klmetric("--version", cwd=tmp_path).stdout == f"klmetric {__version__}\n"
+    serves = level() or "plain"
+    assert klmetric("--version", cwd=tmp_path).stdout == f"klmetric {__version__} (kernel: {serves})\n"
+
+
+@pytest.mark.slow
+def test_version_says_which_kernel_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("KLMETRIC_KERNEL", "plain")
+    assert klmetric("--version", cwd=tmp_path).stdout == f"klmetric {__version__} (kernel: plain)\n"
+    if level() not in (None, "neon"):
+        monkeypatch.setenv("KLMETRIC_KERNEL", "fast")
+        done = klmetric("--version", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "KLMETRIC_KERNEL must be a level that this processor can run: plain, baseline" in done.stderr
 
 
 def test_help(here):

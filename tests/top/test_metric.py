@@ -669,7 +669,7 @@ class TestWithTorchmetrics:
         both = KLDivergence() + KLDivergence(direction="reverse")
         for p, q in BATCHES:
             both.update(p, q)
-        same(both.compute(), kl_divergence(*joined(), direction="jeffreys"))
+        torch.testing.assert_close(both.compute(), kl_divergence(*joined(), direction="jeffreys"))
         doubled = 2 * KLDivergence()
         same(doubled(*BATCHES[0]), 2 * kl_divergence(*BATCHES[0]))
 

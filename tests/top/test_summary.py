@@ -215,7 +215,7 @@ class TestMean:
         values = summary.compute()
         same(values["mean"], metric.compute())
         rows = kl_divergence(p, q, reduction="none", **options)
-        same(values["max"], rows.max())
+        torch.testing.assert_close(values["max"], rows.max(), rtol=2e-7, atol=0)  # rounded once, not twice
         assert values["p50"] == pytest.approx(rows.median().item(), rel=0.01)
 
 

@@ -30,8 +30,9 @@ class Accumulator(Loadable, Synced):
 
     full_state_update = False
 
-    # Whether `_measure` is to tell which rows agree in their most likely class.
+    # Whether to find out which rows agree in their most likely class, and the bins of a histogram to count in.
     asks_for_agreement = False
+    _bins: tuple[int, int, int] | None = None
     # What the last batch was: a warning about its rows depends on it.
     _of_distributions = False
 
@@ -129,8 +130,9 @@ class Accumulator(Loadable, Synced):
                 f"The metric must not be synced when a batch is added: `unsync` loses it. Got {self!r}. Leave"
                 " `sync_context`, or call `unsync`, first."
             )
-        rows = measure(p, q, weight, self.options, self.asks_for_agreement)
-        self._of_distributions = isinstance(p, Distribution)
+        rows = measure(p, q, weight, self.options, self.asks_for_agreement, self._bins)
+        if self._of_distributions != isinstance(p, Distribution):  # a module takes long to set anything
+            self._of_distributions = not self._of_distributions
         batch: dict[str, Any] = {"totals": self._of_batch(rows)}
         if batch["totals"].device != self.totals.device:
             raise ValueError(

@@ -4,43 +4,93 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from klmetric.arithmetic import blocks, plain
+from klmetric.arithmetic import bounded, native, plain
 from klmetric.arithmetic.gradient import in_blocks
-from klmetric.arithmetic.tracing import has_gradient, transforms
+from klmetric.arithmetic.level import level
+from klmetric.arithmetic.native import Measured
+from klmetric.arithmetic.tracing import has_gradient, is_recorded
 
 if TYPE_CHECKING:
     from klmetric.options import Options
 
 
-def kl_of_rows(p: Tensor, q: Tensor, options: "Options") -> Tensor:
-    """KL divergence of each row in nats, in the direction and at the temperature of `options`.
+def measure_rows(
+    p: Tensor,
+    q: Tensor,
+    options: "Options",
+    weight: Tensor | None = None,
+    agrees: bool = False,
+    bins: tuple[int, int, int] | None = None,
+) -> Measured:
+    """Measure each row, in the direction and at the temperature of `options`.
 
     Args:
         p: reference, shape (..., classes), in the first of `options.input_format`.
         q: approximation, of the shape of `p`, in the second format.
         options: see `klmetric.kl_divergence`.
-
-    Returns:
-        shape (...), in the dtype that p and q promote to, at least float32; NaN where a row is no distribution.
+        weight: of each row, for the totals that may come with them; None for 1.
+        agrees: whether to compare the most likely classes.
+        bins: of a histogram that is to be among the totals: see `klmetric.totals.histogram.bins`.
     """
-    if torch.compiler.is_compiling() or transforms() or p.device.type != "cpu":
-        # One expression, for the compiler to fuse, and for `torch.func` to take apart.
-        return plain.plain(p, q, options)
-    if not has_gradient(p, q):
-        return blocks.kl_rows(p, q, options)
-    # Also where gradients are disabled: it disables them for the arithmetic.
-    kl: Tensor = KLOfRows.apply(p, q, options)  # type: ignore[no-untyped-call]
-    return kl
+    if is_recorded() or p.device.type != "cpu":
+        kl = _recorded(p, q, options)
+    elif has_gradient(p, q):
+        kl = KLOfRows.apply(p, q, options)  # type: ignore[no-untyped-call]
+    elif _serves(p, q, options):
+        return native.measure(p, q, *_asked(options), weight=weight, agrees=agrees, totals=True, bins=bins)
+    else:
+        kl = bounded.kl_rows(p, q, options)
+    return Measured(kl, p.argmax(-1) == q.argmax(-1) if agrees else None)
+
+
+def _serves(p: Tensor, q: Tensor, options: "Options") -> bool:
+    """Whether the kernel does, which takes what lies in memory as it says."""
+    return not options.eps and level() is not None and type(p) in _DENSE and type(q) in _DENSE
+
+
+_DENSE = (Tensor, Parameter)
+
+
+def _asked(options: "Options") -> tuple[tuple[str, str], str, float]:
+    """What the kernel is asked for."""
+    return options.input_format, options.direction, options.temperature
+
+
+def _recorded(p: Tensor, q: Tensor, options: "Options") -> Tensor:
+    """One operation, the kernel's, or one expression, for a compiler to fuse and for `torch.func` to take apart."""
+    is_compiled = torch.compiler.is_compiling() and p.device.type == "cpu"
+    if is_compiled and HAS_KERNEL and not options.eps and not has_gradient(p, q):
+        kl: Tensor = kl_by_kernel(p, q, *options.input_format, options.direction, options.temperature)
+        return kl
+    return plain.plain(p, q, options)
+
+
+# Known before anything is compiled, which could not find out.
+HAS_KERNEL = level() is not None
+
+
+@torch.library.custom_op("klmetric::kl_rows", mutates_args=())
+def kl_by_kernel(p: Tensor, q: Tensor, p_format: str, q_format: str, direction: str, temperature: float) -> Tensor:
+    """The kernel as one operation of a compiled graph."""
+    return native.measure(p, q, (p_format, q_format), direction, temperature).kl
+
+
+@kl_by_kernel.register_fake
+def _(p: Tensor, *_: object) -> Tensor:
+    return p.new_empty(p.shape[:-1], dtype=torch.float64)
 
 
 class KLOfRows(torch.autograd.Function):
-    """`klmetric.arithmetic.blocks`, with derivatives. Saved for them are p and q alone."""
+    """The divergence of each row on the CPU, with derivatives. Saved for them are p and q alone."""
 
     @staticmethod
     def forward(p: Tensor, q: Tensor, options: "Options") -> Tensor:
         """KL of each row."""
-        return blocks.kl_rows(p, q, options)
+        if _serves(p, q, options):
+            return native.measure(p, q, *_asked(options)).kl
+        return bounded.kl_rows(p, q, options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, "Options"], output: Tensor) -> None:
@@ -57,7 +107,7 @@ class KLOfRows(torch.autograd.Function):
         if torch.is_grad_enabled():  # they are to be differentiated themselves
             kl = plain.plain(p, q, ctx.options)
             chosen = [x for x, is_wanted in zip((p, q), wanted, strict=True) if is_wanted]
-            results = iter(torch.autograd.grad(kl, chosen, gradients[0], create_graph=True))
+            results = iter(torch.autograd.grad(kl, chosen, gradients[0].to(kl.dtype), create_graph=True))
             return *(next(results) if is_wanted else None for is_wanted in wanted), None
         if not any(is_batch(gradients[0]) for is_batch in _IS_BATCH):
             return *in_blocks(p, q, gradients[0], wanted, ctx.options), None
@@ -75,7 +125,7 @@ class KLOfRows(torch.autograd.Function):
         one = torch.ones(p.shape[:-1], dtype=plain.result_dtype(p, q))
         found = [x for x in in_blocks(p, q, one, wanted, ctx.options) if x is not None]
         parts = [(gradient * tangent).sum(-1) for gradient, (_, tangent) in zip(found, along, strict=True)]
-        return sum(parts[1:], parts[0]).to(one.dtype)
+        return sum(parts[1:], parts[0]).double()
 
 
 # As `is_grads_batched` makes them, and `torch.func`.

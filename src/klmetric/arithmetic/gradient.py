@@ -1,7 +1,6 @@
 r"""The derivatives of the divergence of each row, in the memory of the inputs.
 
-With t the difference of the logits from its mean under p, as in
-`klmetric.arithmetic.blocks`, the derivatives by the logits a (of p) and b (of q) are
+With t the difference of the logits from its mean under p, the derivatives by the logits a (of p) and b (of q) are
 
 .. math:: \frac{\partial KL}{\partial a} = -p \, t, \qquad \frac{\partial KL}{\partial b} = q - p
 """
@@ -28,7 +27,7 @@ def in_blocks(
     results = [
         torch.empty(p.shape, dtype=x.dtype) if is_wanted else None for x, is_wanted in zip((p, q), wanted, strict=True)
     ]
-    gradient = gradient.contiguous()
+    gradient = gradient.to(plain.result_dtype(p, q)).contiguous()
     of_block = _of_logits if "probs" not in options.input_format and not options.eps else _of_anything
     into = [x for x in results if x is not None]
     for a, b, *targets, g in matrices_of(p, q, *into, gradient):
@@ -47,7 +46,7 @@ def _of_logits(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], optio
         a, b, g = a / options.temperature, b / options.temperature, g / options.temperature
     p, q = a.softmax(-1), b.softmax(-1)
     totals = [torch.zeros_like(p) if is_wanted else None for is_wanted in wanted]
-    for swapped in {"forward": (False,), "reverse": (True,), "jeffreys": (False, True)}[options.direction]:
+    for swapped in plain.SWAPPED[options.direction]:
         of_p, of_q = reversed(totals) if swapped else totals
         first, second = (q, p) if swapped else (p, q)
         if of_q is not None:

@@ -9,15 +9,16 @@ With :math:`s = \log(q_c / p_c)` a term is :math:`p_c (e^s - 1 - s)`, with :math
 :math:`p_c (u - \log(1 + u))`: the forms to use where q is near p. (Banerjee, Merugu, Dhillon, Ghosh: Clustering with
 Bregman Divergences, JMLR 6, 2005.)
 
-This file has that expression as it stands, differentiable and for any row. `klmetric.arithmetic.blocks` has faster
-ways for most rows, and comes back to this one for the others; `klmetric.arithmetic.choose` says which file measures
-what.
+This file has that expression as it stands, differentiable and for any row. `klmetric.arithmetic.native` has the kernel,
+which is faster; `klmetric.arithmetic.choose` says which file measures what.
 
 All functions here take the classes on the last axis, in float32 or float64. A row that is no pair of distributions
 gives NaN, and no other row does.
 """
 
 import math
+from collections.abc import Iterable
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +35,8 @@ LARGE = 100.0
 # A class whose probability is 0 in float64 has none in p, whatever its logit: so a mask of -1e9 is a mask. The
 # logarithm of the probability is then at most that of half the least number of float64.
 NOTHING = -1075 * math.log(2)
+# The divergences that make up a direction: whether that of p from q.
+SWAPPED = {"forward": (False,), "reverse": (True,), "jeffreys": (False, True)}
 
 
 def result_dtype(p: Tensor, q: Tensor) -> torch.dtype:
@@ -54,30 +57,57 @@ def as_they_stand(options: "Options") -> bool:
 
 
 def plain(p: Tensor, q: Tensor, options: "Options") -> Tensor:
-    """KL divergence of each row by the expression as it stands; see `klmetric.arithmetic.choose.kl_of_rows`."""
+    """KL divergence of each row by the expression as it stands; see `klmetric.arithmetic.choose.measure_rows`."""
     as_logits = are_logits(options)
-    p, q = prepare(p, q, options, result_dtype(p, q))
+    dtype, (p_format, q_format) = result_dtype(p, q), options.input_format
+    p, q = prepare(p, p_format, options, dtype), prepare(q, q_format, options, dtype)
     parts = [kl(a, b, as_logits) for a, b in pairs(p, q, options)]
     total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
     return total.masked_fill(invalid(p, q, as_logits), math.nan)
 
 
-def prepare(p: Tensor, q: Tensor, options: "Options", dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Bring p and q to one dtype and one scale."""
-    p, q = p.to(dtype), q.to(dtype)
+def prepare(
+    x: Tensor, input_format: "Format", options: "Options", dtype: torch.dtype, peak: Tensor | None = None
+) -> Tensor:
+    """Bring p or q to the dtype and the scale of both. Of a part of the classes, `peak` is the largest of all."""
+    x = x.to(dtype)
     if as_they_stand(options):
-        return p, q
-    p_format, q_format = options.input_format
-    return _logits(p, p_format, options.temperature), _logits(q, q_format, options.temperature)
+        return x
+    if input_format == "probs":
+        # log(0) has no finite gradient: take it of 1 instead, then put -inf in its place. A negative value gives NaN.
+        zero = x == 0
+        x = x.masked_fill(zero, 1).log().masked_fill(zero, -math.inf)
+    elif options.temperature != 1:  # apart from the largest: a quotient of large logits would have no digits to spare
+        x = x - (x.amax(-1, keepdim=True).detach() if peak is None else peak)
+    return x if options.temperature == 1 else x / options.temperature
 
 
 def pairs(p: Tensor, q: Tensor, options: "Options") -> list[tuple[Tensor, Tensor]]:
     """The divergences that make up the direction: of the second from the first, the floor already under it."""
-    every = {"forward": [(p, q)], "reverse": [(q, p)], "jeffreys": [(p, q), (q, p)]}[options.direction]
+    every = [(q, p) if swapped else (p, q) for swapped in SWAPPED[options.direction]]
     if not options.eps:
         return every
-    floor = _floor_logits if are_logits(options) else _floor_probs
-    return [(a, floor(b, options.eps)) for a, b in every]
+    return [(a, floored(b, floor_of([b], options))) for a, b in every]
+
+
+def floor_of(parts: Iterable[Tensor], options: "Options") -> tuple[Tensor, Tensor]:
+    """What `eps` is in the scale of a row of q, given in parts of its classes: a shift, and then their floor."""
+    if are_logits(options):
+        # In the scale of the logits themselves, so that the classes above the floor keep every digit; of large ones
+        # apart from the largest, or the floor would have none.
+        peak = reduce(torch.maximum, (x.amax(-1, keepdim=True).detach() for x in parts))
+        shift = torch.where(peak.abs() > LARGE, peak, 0)
+        mass = reduce(torch.logaddexp, ((x - shift).logsumexp(-1, keepdim=True) for x in parts))
+        return shift, mass + math.log(options.eps)
+    least = reduce(torch.minimum, (x.amin(-1, keepdim=True).detach() for x in parts))
+    mass = reduce(torch.add, (x.sum(-1, keepdim=True) for x in parts))
+    return torch.zeros_like(least), (mass * options.eps).masked_fill(least < 0, math.nan)
+
+
+def floored(x: Tensor, floor: tuple[Tensor, Tensor]) -> Tensor:
+    """Classes of q with the floor under them."""
+    shift, least = floor
+    return torch.maximum(x - shift, least)
 
 
 def kl(p: Tensor, q: Tensor, as_logits: bool) -> Tensor:
@@ -117,27 +147,6 @@ def merge_classes(log_p: Tensor, log_q: Tensor, within: Tensor) -> tuple[Tensor,
     # Where p has mass and q has none, the masses say that it is infinite.
     inner = torch.where((share == 0) | (log_q == -math.inf), 0, share * within).sum(-1)
     return log_p.logsumexp(-1), log_q.logsumexp(-1), _kl_of_logits(log_p, log_q) + inner
-
-
-def _logits(x: Tensor, input_format: "Format", temperature: float) -> Tensor:
-    if input_format == "probs":
-        # log(0) has no finite gradient: take it of 1 instead, then put -inf in its place. A negative value gives NaN.
-        zero = x == 0
-        x = x.masked_fill(zero, 1).log().masked_fill(zero, -math.inf)
-    return x if temperature == 1 else x / temperature
-
-
-def _floor_logits(x: Tensor, eps: float) -> Tensor:
-    # In the scale of the logits themselves, so that the classes above the floor keep every digit; of large ones apart
-    # from the largest, or the floor would have none.
-    peak = x.amax(-1, keepdim=True).detach()
-    x = torch.where(peak.abs() > LARGE, x - peak, x)
-    return torch.maximum(x, x.logsumexp(-1, keepdim=True) + math.log(eps))
-
-
-def _floor_probs(x: Tensor, eps: float) -> Tensor:
-    negative = x.amin(-1, keepdim=True) < 0
-    return torch.maximum(x, x.sum(-1, keepdim=True) * eps).masked_fill(negative, math.nan)
 
 
 def _kl_of_logits(a: Tensor, b: Tensor) -> Tensor:

@@ -21,7 +21,15 @@ def transforms() -> list[Any]:
     return torch._C._functorch.get_interpreter_stack() or []
 
 
+def is_recorded() -> bool:
+    """Whether it is the operations that count, and not this one result."""
+    return bool(torch.compiler.is_compiling() or transforms() or torch._C._is_tracing() or _modes())
+
+
+_modes = torch._C._len_torch_dispatch_stack
+
+
 def has_gradient(*xs: Tensor) -> bool:
     """Whether derivatives may be wanted of what is made of these tensors."""
     # Forward mode marks no tensor, but has a level while it is on.
-    return forward_ad._current_level >= 0 or any(x.requires_grad for x in xs)
+    return forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(x.requires_grad for x in xs))

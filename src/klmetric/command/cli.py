@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from klmetric import __version__
+from klmetric.arithmetic.level import level
 from klmetric.command.arguments import Arguments, check
 from klmetric.command.ending import BAD_INPUT, INTERRUPTED, leave_with_processes
 from klmetric.command.limits import LIMIT
@@ -45,14 +46,24 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"klmetric {__version__}")
+        try:
+            typer.echo(f"klmetric {__version__} (kernel: {level() or 'plain'})")
+        except ValueError as error:  # of KLMETRIC_KERNEL
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(BAD_INPUT) from error
         raise typer.Exit
 
 
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print the version, and which level of the kernel serves.",
+        ),
     ] = False,
 ) -> None:
     """The KL divergence as a metric you can trust."""

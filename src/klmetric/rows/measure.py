@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from klmetric.arithmetic.choose import kl_of_rows
+from klmetric.arithmetic.choose import measure_rows
 from klmetric.arithmetic.closed_forms import IN_PLACE_OF
+from klmetric.arithmetic.plain import result_dtype
 from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Options
 from klmetric.rows.distributions import CATEGORICAL, kl_of_distributions, tensors_of
@@ -18,17 +19,30 @@ from klmetric.rows.tensors import check_tensors, first_classes, warn_of_one_clas
 
 Input: TypeAlias = Tensor | Distribution
 
-# From so many classes on, numpy finds the largest sooner than torch.
-WIDE = 64
 
+def measure(
+    p: Input,
+    q: Input,
+    weight: Tensor | None,
+    options: Options,
+    agrees: bool = False,
+    bins: tuple[int, int, int] | None = None,
+) -> Rows:
+    """Check the inputs and measure each row.
 
-def measure(p: Input, q: Input, weight: Tensor | None, options: Options, asks_for_agreement: bool = False) -> Rows:
-    """Check the inputs and measure the divergence of each row, and whether its most likely class is the same."""
+    Args:
+        p: reference.
+        q: approximation.
+        weight: of each row or sample.
+        options: see `klmetric.kl_divergence`, as p, q and weight.
+        agrees: whether to find out if the most likely class is the same.
+        bins: of a histogram that is to be among the totals: see `klmetric.totals.histogram.bins`.
+    """
     is_of_tensors = isinstance(p, Tensor)
     if isinstance(p, Distribution) and isinstance(q, Distribution):
         if not (isinstance(p, CATEGORICAL) and isinstance(q, CATEGORICAL)):
             kl = kl_of_distributions(p, q, options, IN_PLACE_OF)
-            rows = Rows(kl, weight_of_rows(weight, kl))
+            rows = Rows(kl, weight_of_rows(weight, kl.shape, kl.device), dtype=kl.dtype)
             check_rows(rows, None, options)
             return rows
         p, q, options = tensors_of(p, q, options)
@@ -43,21 +57,11 @@ def measure(p: Input, q: Input, weight: Tensor | None, options: Options, asks_fo
         warn_of_one_class(p, options.dim, stacklevel=3)
     if options.dim not in (-1, p.ndim - 1):
         p, q = p.movedim(options.dim, -1), q.movedim(options.dim, -1)
-    kl = kl_of_rows(p, q, options)
-    agrees = most_likely(p) == most_likely(q) if asks_for_agreement else None
-    rows = Rows(kl, weight_of_rows(weight, kl), agrees)
+    weight = weight_of_rows(weight, p.shape[:-1], p.device)
+    measured = measure_rows(p, q, options, weight, agrees, bins)
+    rows = Rows(measured.kl, weight, measured.agrees, result_dtype(p, q), measured.totals)
     check_rows(rows, (p, q), options)
     return _without_gradient_of_left_out(rows, p, q, options)
-
-
-def most_likely(x: Tensor) -> Tensor:
-    """The first of the classes with the largest value, in each row."""
-    if x.device.type != "cpu":
-        return x.argmax(-1)
-    # torch looks for the place of a maximum one number at a time; numpy several, in wide rows of float32.
-    if x.dtype == torch.float32 and x.shape[-1] >= WIDE and x.ndim > 1:
-        return torch.from_numpy(x.detach().resolve_neg().numpy().argmax(-1))
-    return x.max(-1).indices
 
 
 def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Options) -> Rows:
@@ -74,5 +78,5 @@ def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Opt
     if may_look(left_out) and not bool(left_out.any()):
         return rows
     mask = left_out.unsqueeze(-1)
-    kl = kl_of_rows(p.masked_fill(mask, 1), q.masked_fill(mask, 1), options)
+    kl = measure_rows(p.masked_fill(mask, 1), q.masked_fill(mask, 1), options).kl
     return rows._replace(kl=kl.masked_fill(invalid & left_out, math.nan))

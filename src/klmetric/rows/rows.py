@@ -19,6 +19,8 @@ class Rows(NamedTuple):
     kl: Tensor
     weight: Tensor | None
     agrees: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+    totals: Tensor | None = None
 
     @property
     def left_out(self) -> Tensor:

@@ -99,7 +99,7 @@ def warn_of_one_class(x: Tensor, dim: int, stacklevel: int) -> None:
     )
 
 
-def weight_of_rows(weight: Tensor | None, kl: Tensor) -> Tensor | None:
+def weight_of_rows(weight: Tensor | None, shape: torch.Size, device: torch.device) -> Tensor | None:
     """Check `weight` and spread it over the rows."""
     if weight is None:
         return None
@@ -115,15 +115,15 @@ def weight_of_rows(weight: Tensor | None, kl: Tensor) -> Tensor | None:
             "`weight` must be bool, an integer, float16, bfloat16, float32 or float64."
             f" Got {weight.dtype}. Convert it with .float()."
         )
-    if weight.device not in (kl.device, torch.device("cpu")):
+    if weight.device not in (device, torch.device("cpu")):
         raise ValueError(
-            f"`weight` must be on the device of `p`, or on the CPU. Got weight on {weight.device} and p on {kl.device}."
+            f"`weight` must be on the device of `p`, or on the CPU. Got weight on {weight.device} and p on {device}."
         )
     _check_data("weight", weight)
-    if weight.shape != kl.shape[: weight.ndim]:
+    if weight.shape != shape[: weight.ndim]:
         raise ValueError(
             "`weight` must have one entry per sample or per row: its shape a prefix of the batch shape."
-            f" Got weight {tuple(weight.shape)} for batch shape {tuple(kl.shape)}. The class axis has no weights."
+            f" Got weight {tuple(weight.shape)} for batch shape {tuple(shape)}. The class axis has no weights."
         )
     if not weight.is_floating_point() and weight.dtype is not torch.bool:
         weight = weight.long()  # unsigned ones of 16 bits and more have no arithmetic
@@ -131,5 +131,5 @@ def weight_of_rows(weight: Tensor | None, kl: Tensor) -> Tensor | None:
         lowest = weight.min().item()
         what = "NaN" if weight.isnan().any() else f"{lowest:g}" if lowest < 0 else "inf"
         raise ValueError(f"`weight` must be finite and at least 0. Got {what}, shape {tuple(weight.shape)}.")
-    weight = weight.detach().to(kl.device, non_blocking=True)
-    return weight.reshape(weight.shape + (1,) * (kl.ndim - weight.ndim)).expand(kl.shape)
+    weight = weight.detach().to(device, non_blocking=True)
+    return weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim)).expand(shape)

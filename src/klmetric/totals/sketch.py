@@ -15,6 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from klmetric.arithmetic.device import device_of_float64
 from klmetric.options import Options
 from klmetric.rows.rows import Rows
 from klmetric.totals import histogram, pairs, vector
@@ -59,6 +60,14 @@ def merge(parts: Tensor, top: int) -> Tensor:
 
 def add(sketch: Tensor, batch: Tensor, top: int) -> Tensor:
     """A sketch with one more batch. It does not wait for an accelerator, as `merge` does."""
+    if sketch.device.type == "cpu" and not top:  # the same in few operations, for small batches
+        merged, heads = sketch + batch, [x[:BINS].tolist() for x in (sketch, batch)]
+        totals = vector.merge_numbers([head[: vector.SIZE] for head in heads])
+        sums = pairs.merge([head[vector.SIZE : COUNTS] for head in heads])
+        counts = merged[COUNTS:LARGEST].tolist()
+        ends = map(max, zip(*(head[LARGEST:] for head in heads), strict=True))
+        merged[:BINS] = torch.tensor([*totals, *sums, *counts, *ends], dtype=torch.float64)
+        return merged
     parts = torch.stack([sketch, batch])
     if parts.device.type == "cpu":
         return merge(parts, top)
@@ -92,13 +101,23 @@ def _worst_first(divergences: Tensor) -> Tensor:
 
 def of_rows(rows: Rows, fineness: int, top: int) -> Tensor:
     """The sketch of one batch, without a fingerprint."""
-    head = vector.of_rows(rows.kl, rows.weight)
-    kl = rows.kl.to(head.device, torch.float64)
+    kl = rows.kl.to(device_of_float64(rows.kl.device), torch.float64)
     kl = kl.reshape(kl.shape[0], -1) if kl.ndim and kl.numel() else kl.reshape(-1, 1)
+    weight = None if rows.weight is None else rows.weight.to(kl).reshape(kl.shape)
+    if rows.totals is not None and rows.totals.shape[1] == BINS + histogram.size(fineness):
+        sums = rows.totals[0] if len(rows.totals) == 1 else merge(rows.totals, 0)
+    else:
+        sums = _sums(rows, kl, weight, fineness)
+    return torch.cat([sums, *_worst(kl, weight, top)]) if top else sums
+
+
+def _sums(rows: Rows, kl: Tensor, weight: Tensor | None, fineness: int) -> Tensor:
+    """All but the worst rows, with divergences and weights as (samples, places)."""
+    head = vector.of_rows(rows.kl, rows.weight)
     agrees = None if rows.agrees is None else rows.agrees.to(head.device).reshape(kl.shape)
     counted = None
-    if rows.weight is not None or head.device.type != "cpu" or head[vector.INVALID]:
-        weight = torch.ones_like(kl) if rows.weight is None else rows.weight.to(kl).reshape(kl.shape)
+    if weight is not None or head.device.type != "cpu" or head[vector.INVALID]:
+        weight = torch.ones_like(kl) if weight is None else weight
         counted = ~kl.isnan() & (weight > 0)
         weight = torch.where(counted, weight, 0)
         kl = torch.where(counted, kl, 0)
@@ -122,14 +141,13 @@ def of_rows(rows: Rows, fineness: int, top: int) -> Tensor:
     else:
         largest, smallest = kl.new_tensor([0, -math.inf])
     numbers = torch.stack([x.double() for x in (clusters, agreed, compared, seen, largest, smallest)])
-    parts = [head, torch.stack(sums, 1).flatten(), numbers, histogram.count(kl, counted, fineness)]
-    if top:
-        parts += _worst(kl if counted is None else kl.masked_fill(~counted, -1), top)
-    return torch.cat(parts)
+    return torch.cat([head, torch.stack(sums, 1).flatten(), numbers, histogram.count(kl, counted, fineness)])
 
 
-def _worst(kl: Tensor, top: int) -> list[Tensor]:
+def _worst(kl: Tensor, weight: Tensor | None, top: int) -> list[Tensor]:
     """The largest divergences, their samples and their places in these; -1 where there are no more."""
+    left_out = kl.isnan() if weight is None else kl.isnan() | (weight == 0)
+    kl = kl.masked_fill(left_out, -1)
     order = _worst_first(kl)[:top]
     worst, places = kl.flatten()[order], kl.shape[1]
     is_row = worst >= 0
@@ -139,10 +157,7 @@ def _worst(kl: Tensor, top: int) -> list[Tensor]:
 
 def of_samples(x: Tensor) -> Tensor:
     """The sum over each sample, the same to the last bit whatever other samples there are."""
-    if x.shape[1] == 1:
-        return x[:, 0]
-    # Of a row alone torch makes several sums, one for each thread.
-    return x.sum(1) if len(x) != 1 else x.expand(2, -1).sum(1)[:1]
+    return x[:, 0] if x.shape[1] == 1 else x.cumsum(1)[:, -1]  # one by one, as the kernel does
 
 
 def standard_error(sketch: list[float]) -> float:

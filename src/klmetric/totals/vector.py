@@ -17,6 +17,7 @@ from torch import Tensor
 from klmetric.arithmetic.device import device_of_float64
 from klmetric.arithmetic.tracing import has_gradient, may_look
 from klmetric.options import NanStrategy, Options, Reduction
+from klmetric.rows.rows import Rows
 from klmetric.totals import pairs
 
 # The places in the vector: of the high part of each sum, of the low parts, and of the fingerprint.
@@ -40,21 +41,28 @@ def empty(options: Options, with_rows: bool = False, also: tuple[object, ...] = 
 
 def merge(parts: Tensor) -> Tensor:
     """Totals of all data together, from the totals of its parts, shape (parts, 12), each sum rounded once."""
-    return _merge(parts.tolist()).to(parts.device)
+    return torch.tensor(merge_numbers(parts.tolist()), dtype=torch.float64, device=parts.device)
 
 
 def add(totals: Tensor, batch: Tensor) -> Tensor:
     """Totals with one more batch. It does not wait for an accelerator, as `merge` does."""
     if totals.device.type == "cpu":
-        return _merge([totals.tolist(), batch.tolist()])
+        return torch.tensor(merge_numbers([totals.tolist(), batch.tolist()]), dtype=torch.float64)
     sums = pairs.add(totals[:FINGERPRINT], batch[:FINGERPRINT])
     return torch.cat([sums, torch.maximum(totals[FINGERPRINT:], batch[FINGERPRINT:])])
 
 
-def _merge(parts: list[list[float]]) -> Tensor:
+def merge_numbers(parts: list[list[float]]) -> list[float]:
+    """The same as lists of numbers."""
     sums = pairs.merge([part[:FINGERPRINT] for part in parts])
-    marks = map(max, zip(*(part[FINGERPRINT:] for part in parts), strict=True))
-    return torch.tensor([*sums, *marks], dtype=torch.float64)
+    return [*sums, *map(max, zip(*(part[FINGERPRINT:] for part in parts), strict=True))]
+
+
+def of_batch(rows: Rows) -> Tensor:
+    """Totals of one batch, without a fingerprint: those that came with the rows, if any did."""
+    if rows.totals is None:
+        return of_rows(rows.kl, rows.weight)
+    return rows.totals[0, :SIZE] if len(rows.totals) == 1 else merge(rows.totals[:, :SIZE])
 
 
 def of_rows(kl: Tensor, weight: Tensor | None) -> Tensor:

@@ -1,84 +1,123 @@
-// Few classes: sixteen rows at a time, each a lane, so that no row pays for folding lanes into one. The terms are those
-// of block.h, but always the general ones: which rows are neighbours must not show in a row's bits. A lane that float
-// cannot do is left to the careful way.
+// Few classes: sixteen rows at a time, each a lane, so that no row pays for folding lanes into one. The arithmetic is
+// that of block.h, but always the general one: which rows are neighbours must not show in a row's bits. A lane that
+// float cannot do is left to the careful way.
 #pragma once
 #include "block.h"
 
 namespace {
 
 constexpr int FEW = 64; // classes at most
-struct Table { // [class][row]
-  alignas(64) float a[FEW * FLOATS], b[FEW * FLOATS], w[FEW * FLOATS], t[FEW * FLOATS], rest[FEW * FLOATS];
-  int classes;
-  template <class Step> INLINE void each(Step f) { // `f(x, y, i)` for the numbers of each class, i being their place
-    for (int i = 0; i < classes * FLOATS; i += FLOATS) f(load<F>(a + i), load<F>(b + i), i);
-  }
+struct Table { alignas(64) float a[FEW * FLOATS], b[FEW * FLOATS], w[FEW * FLOATS], t[FEW * FLOATS], rest[FEW * FLOATS]; }; // [class][row]
+
+struct Lane { Halves<D> kl; I done, agrees; };
+// A sum over classes, eight at a time: one after the other they would round off more than is promised.
+struct Sum {
+  F all_before{}, here{};
+  INLINE void next(int c) { if ((c & 7) == 7) all_before = all_before + here, here = F{}; }
+  INLINE F total() const { return all_before + here; }
 };
-struct Lane { W kl; I done, agrees; };
 
-INLINE W at_least_0(W x) { return larger(x, W{}); }
-
-struct LaneTops { F p, q; I fit, agrees; };
-template <bool P, bool Q> INLINE LaneTops tops_of_lanes(Table &table) {
-  F p = all(-INF), q = p;
-  I first_p{}, first_q{}, bad{};
-  table.each([&](F x, F y, int i) EACH {
-    first_p = x > p ? I{} + i : first_p, first_q = y > q ? I{} + i : first_q;
-    p = larger(x, p), q = larger(y, q), bad |= is_bad<P, Q>(x, y);
-  });
-  return {p, q, ~bad, first_p == first_q};
+// x and y of sixteen rows as divergences.
+INLINE Halves<D> divergences(Halves<D> x, Halves<D> y) {
+  D zero{}, lo = log1p(x.lo + y.lo) - y.lo, hi = log1p(x.hi + y.hi) - y.hi;
+  return {larger(lo, zero), larger(hi, zero)};
 }
+template <bool PROBS> INLINE F log_of(F x) {
+  if constexpr (!PROBS) return x;
+  else { Halves<D> y = logs<true>(x); return floats(y); }
+}
+template <bool PROBS> INLINE I in_reach(F top, const Scale &s) {
+  F low = all(PROBS ? TINY : -s.reach), high = all(PROBS ? VAST : s.reach);
+  return (top > low) & (top < high);
+}
+INLINE Halves<D> over(F a, Halves<D> b) { Halves<D> x = doubles(a); return {x.lo / b.lo, x.hi / b.hi}; }
 
-template <bool P, bool Q> APART Lane lanes_of_logs(Table &table, Scale scale) {
-  LaneTops top = tops_of_lanes<P, Q>(table);
-  F none = all(-INF), level = level_of<P, Q>(top.p, top.q);
-  I fit = top.fit & in_reach<P>(top.p, scale) & in_reach<Q>(top.q, scale);
-  Exponential base(scale, fit ? top.p : F{});
-  F mass{}, S{}, low = all(INF), high = none, lost = none;
-  table.each([&](F x, F y, int i) EACH {
-    Term term = term_of<P, Q>(x, y, level, scale, base);
-    mass += term.w, S = fma(term.w, term.d, S);
-    low = smaller(term.d, low), high = larger(term.d, high), lost = larger(term.is_p ? none : y, lost);
-    store(table.w + i, term.w), store(table.t + i, term.d), store(table.rest + i, term.rest);
-  });
-  // The centre in two steps: what is left of a large one shows in t, to be taken out once more.
-  F factor = all(scale.factor), centre = S / mass * factor, T{}, A{}, B{};
-  table.each([&](F, F, int i) EACH {
-    F t = fma(load<F>(table.rest + i), factor, fma(load<F>(table.t + i), factor, -centre));
-    T = fma(load<F>(table.w + i), t, T);
-    store(table.t + i, t);
-  });
-  F more = T / mass;
-  table.each([&](F, F, int i) EACH {
-    F w = load<F>(table.w + i), t = load<F>(table.t + i) - more;
-    B = fma(w, t, B), A = fma(w, phi(t), A);
-  });
-  fit &= (fma(low, factor, -centre) > -80.f) & (fma(high, factor, -centre) < 34.f);
-  W x = doubles(A) / doubles(mass), y = doubles(B) / doubles(mass);
-  if (any(has_mass<Q>(lost))) { // the term of a class without p is its q; where there is none nothing changes
-    Exponential base_q(scale, has_mass<Q>(lost) ? lost : F{});
-    F V{};
-    table.each([&](F x, F y, int) EACH { V += has_mass<P>(x) ? F{} : weight<Q>(y, scale, base_q); });
-    W power = doubles(floats((Q ? I{} : base_q.k) - (P ? I{} : base.k)));
-    W from = (power * LN2_D - doubles(centre)) - doubles(more);
-    fit &= floats(from) < 60.f;
-    x = x + doubles(V) / doubles(mass) * exp(smaller(from, W{} + 60.));
+struct LaneTops { F p, q; I bad, agrees; };
+INLINE LaneTops tops_of_lanes(const Table &s, int classes) {
+  F p = load<F>(s.a), q = load<F>(s.b);
+  I first_p{}, first_q{}, bad = (p != p) | (q != q);
+  for (int c = 1; c < classes; c++) {
+    F x = load<F>(s.a + c * FLOATS), y = load<F>(s.b + c * FLOATS);
+    I here = all(int32_t(c)), up = x > p, up_q = y > q;
+    first_p = where(up, here, first_p), first_q = where(up_q, here, first_q);
+    p = where(up, x, p), q = where(up_q, y, q), bad = bad | (x != x) | (y != y);
   }
-  return {at_least_0(log1p(x + y) - y), fit, top.agrees};
+  return {p, q, bad, first_p == first_q};
 }
 
-APART Lane lanes_of_probs(Table &table) {
-  LaneTops top = tops_of_lanes<true, true>(table);
-  F P{}, Q{}, A{}, B{};
-  table.each([&](F p, F q, int) EACH { P += p, Q += q; });
-  F rho = Q / P, each_q = 1.f / rho;
-  I fit = top.fit & is_tame(P) & is_tame(Q) & is_tame(rho);
-  table.each([&](F p, F q, int) EACH {
-    ProbsTerm term = term_of_probs(p, q, rho, each_q);
-    B += term.d, A += term.a, fit &= term.fit;
-  });
-  W mass = doubles(P), x = doubles(A) / mass, y = doubles(B) / (mass * doubles(rho));
-  return {at_least_0(x + (log1p(y) - y)), fit, top.agrees};
+template <bool P, bool Q> APART Lane lanes_of_logs(Table &s, int classes, Scale scale) {
+  LaneTops top = tops_of_lanes(s, classes);
+  F none = all(-INF), factor = all(scale.factor), level = log_of<Q>(top.q) - log_of<P>(top.p);
+  I fit = ~top.bad & in_reach<P>(top.p, scale) & in_reach<Q>(top.q, scale);
+  top.p = where(fit, top.p, F{});
+  Sum mass_of_p, terms;
+  F S{}, low = all(INF), high = none, lost = none;
+  Exponential base(scale, top.p);
+  for (int c = 0; c < classes; c++) {
+    F x = load<F>(s.a + c * FLOATS), y = load<F>(s.b + c * FLOATS), w = weight<P>(x, scale, base), rest;
+    I is_p = has_mass<P>(x);
+    F d = where(is_p, difference<P, Q>(x, y, rest), level);
+    lost = larger(where(is_p, none, y), lost), low = smaller(d, low), high = larger(d, high);
+    mass_of_p.here = mass_of_p.here + w, mass_of_p.next(c), S = fma(w, d, S);
+    if (P) fit = fit & (x >= F{});
+    if (Q) fit = fit & (y >= F{});
+    store(s.w + c * FLOATS, w), store(s.t + c * FLOATS, d), store(s.rest + c * FLOATS, where(is_p, rest, F{}));
+  }
+  // The centre in two steps: what is left of a large one shows in t, to be taken out once more.
+  F W = mass_of_p.total(), first = S / W, T{}, B{};
+  for (int c = 0; c < classes; c++) {
+    F w = load<F>(s.w + c * FLOATS), d = load<F>(s.t + c * FLOATS), rest = load<F>(s.rest + c * FLOATS);
+    F t = ((d - first) + rest) * factor; // scaled last: a product with a large d would have no digits to spare
+    T = fma(w, t, T);
+    store(s.t + c * FLOATS, t);
+  }
+  F second = T / W;
+  for (int c = 0; c < classes; c++) {
+    F w = load<F>(s.w + c * FLOATS), t = load<F>(s.t + c * FLOATS) - second;
+    B = fma(w, t, B), terms.here = fma(w, phi(t), terms.here), terms.next(c);
+  }
+  F below = (low - first) * factor, above = (high - first) * factor;
+  fit = fit & (below > all(-80.f)) & (above < all(FAR));
+  F A = terms.total();
+  fit = fit & (second * second * W <= all(4.f) * A); // else t has lost digits to what was left of the centre
+  Halves<D> mass = doubles(W), x = over(A, mass);
+  if (any(has_mass<Q>(lost))) { // the term of a class without p is its q; where there is none nothing changes
+    Exponential base_q(scale, where(has_mass<Q>(lost), lost, F{}));
+    F V{};
+    for (int c = 0; c < classes; c++) {
+      V = V + where(has_mass<P>(load<F>(s.a + c * FLOATS)), F{}, weight<Q>(load<F>(s.b + c * FLOATS), scale, base_q));
+    }
+    Halves<D> v = over(V, mass), c1 = doubles(first), c2 = doubles(second), k = doubles(Of<F>::convert((Q ? I{} : base_q.k) - (P ? I{} : base.k)));
+    D ln2 = all(Scale::LN2_D), tau = all(scale.tau), most = all(60.);
+    D lo = (k.lo * ln2 - c1.lo * tau) - c2.lo, hi = (k.hi * ln2 - c1.hi * tau) - c2.hi;
+    fit = fit & (floats(Halves<D>{lo, hi}) < all(60.f));
+    x = {x.lo + v.lo * exp(smaller(lo, most)), x.hi + v.hi * exp(smaller(hi, most))};
+  }
+  return {divergences(x, over(B, mass)), fit, top.agrees};
+}
+
+APART Lane lanes_of_probs(Table &s, int classes) {
+  LaneTops top = tops_of_lanes(s, classes);
+  Sum mass_of_p, mass_of_q, terms; // both masses alike, so that rho is 1 where p is q
+  F B{}, zero{}, tiny = all(TINY), vast = all(VAST), one = all(1.f);
+  I fit = ~top.bad;
+  for (int c = 0; c < classes; c++) {
+    F p = load<F>(s.a + c * FLOATS), q = load<F>(s.b + c * FLOATS);
+    mass_of_p.here = mass_of_p.here + p, mass_of_p.next(c), mass_of_q.here = mass_of_q.here + q, mass_of_q.next(c);
+    fit = fit & (p >= zero) & (q >= zero);
+  }
+  F P = mass_of_p.total(), Q = mass_of_q.total(), rho = Q / P, each_q = one / rho;
+  fit = fit & (P > tiny) & (P < vast) & (Q > tiny) & (Q < vast) & (rho > tiny) & (rho < vast);
+  for (int c = 0; c < classes; c++) {
+    F p = load<F>(s.a + c * FLOATS), q = load<F>(s.b + c * FLOATS), d = fma(p, -rho, q), inverse = one / (p * rho);
+    F u = d * inverse, ratio = q * inverse;
+    I is_p = p > zero;
+    fit = fit & (~is_p | ((ratio > tiny) & (ratio < vast)));
+    B = B + d, terms.here = terms.here + where(is_p, p * psi(u, ratio), d * each_q), terms.next(c);
+  }
+  Halves<D> mass = doubles(P), r = doubles(rho), x = over(terms.total(), mass), y = over(B, {mass.lo * r.lo, mass.hi * r.hi});
+  D none{}, lo = x.lo + (log1p(y.lo) - y.lo), hi = x.hi + (log1p(y.hi) - y.hi);
+  return {{larger(lo, none), larger(hi, none)}, fit, top.agrees};
 }
 
 } // namespace

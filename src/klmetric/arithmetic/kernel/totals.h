@@ -1,16 +1,15 @@
-// The totals of a batch: sums as pairs of doubles, counts, and bins, of the rows of one call.
+// The totals of the rows of one call: sums as pairs of doubles, counts, and bins.
 //
 // A pair holds some hundred bits, so that what it loses, in whatever order it adds, is far below the last digit of a
-// result. Everything is a sum over rows or samples, or a maximum: what several calls make of their rows can be merged.
+// result. Everything is a sum over rows or samples, or a maximum: what several calls make of their rows can be added.
 #pragma once
 #include "rows.h"
 
 namespace {
 
-// The places of klmetric.totals.sketch: of five sums the high parts, then the low parts, and two that stay 0; of three
-// more the high parts, then the low parts; counts, the largest finite divergence and minus the smallest above 0; bins.
-enum { KL, WEIGHT, SAMPLES, ROWS, INVALID, FIVE, SQUARES = 12, PRODUCTS, SIZES };
-enum { CLUSTERS = 18, AGREED, COMPARED, SEEN, LARGEST, SMALLEST, BINS };
+// Where they stand in the vector, as totals/vector.py and totals/sketch.py lay it out: five sums, their low parts, two
+// places that are left alone, three more sums, their low parts, the counts and the two ends, and the bins.
+enum { KL, WEIGHT, SAMPLES, ROWS, INVALID, LOW, SQUARES = 12, PRODUCTS, SIZES, CLUSTERS = 18, AGREED, COMPARED, SEEN, LARGEST, SMALLEST, BINS };
 
 struct Pair { // eight sums beside one another
   D high{}, low{};
@@ -19,11 +18,11 @@ struct Pair { // eight sums beside one another
     low = low + ((high - (sum - of_x)) + (x - of_x)), high = sum;
   }
   INLINE void add_product(D x, D y) { // with what rounds off x y (Dekker's product)
-    D product = x * y, cx = x * 134217729., cy = y * 134217729., hx = cx - (cx - x), hy = cy - (cy - y);
+    D split = all(134217729.), product = x * y, cx = split * x, cy = split * y, hx = cx - (cx - x), hy = cy - (cy - y);
     D lx = x - hx, ly = y - hy, rest = ((hx * hy - product) + (hx * ly + lx * hy)) + lx * ly;
-    add(product), low = low + (rest == rest ? rest : D{}); // too large to be split: an infinity
+    add(product), low = low + where(rest == rest, rest, D{}); // too large to be split: an infinity
   }
-  void store_to(double *totals, int to_low) const {
+  void store_to(double *sum_at, int to_low) const {
     double h[DOUBLES], l[DOUBLES], sum = 0, rest = 0;
     store(h, high), store(l, low);
     for (int i = 0; i < DOUBLES; i++) {
@@ -31,32 +30,30 @@ struct Pair { // eight sums beside one another
       rest += ((sum - (s - of_h)) + (h[i] - of_h)) + l[i], sum = s;
     }
     double both = sum + rest;
-    totals[0] = both == both ? both : sum, totals[to_low] = both - both == 0 ? rest - (both - sum) : 0;
+    sum_at[0] = both == both ? both : sum, sum_at[to_low] = both - both == 0 ? rest - (both - sum) : 0;
   }
 };
 
 class Totals {
   const Job &job;
   Pair kl, weight, samples, squares, products, sizes;
-  int64_t rows = 0, invalid = 0, clusters = 0, agreed = 0, compared = 0, seen = 0;
-  double largest = 0, smallest = D_INF;
+  int64_t rows = 0, invalid = 0, clusters = 0, agreed = 0, seen = 0;
+  double largest = 0, smallest = D_INF; // of the finite ones, and of those above 0
   // The sample that is being read: its weighted sum, its weight, its weightiest row; and those that are done.
   double s = 0, size = 0, most = 0, done_s[DOUBLES], done_size[DOUBLES], done_most[DOUBLES];
   int64_t read = 0;
   int done = 0;
 
-  int64_t count_of_bins() const { return job.fineness ? (job.highest - job.lowest) * 3 * job.fineness + 4 : 0; }
-  INLINE void bin(double x) { // 3m a power of two, the k-th where m f (4 - f) = k, of x = 2^e (1 + f)
-    constexpr int BITS = 25; // of f
-    int64_t code = __builtin_bit_cast(int64_t, x) >> (52 - BITS), f = code & ((1 << BITS) - 1);
-    int64_t within = (f * ((4 << BITS) - f) * job.fineness) >> 2 * BITS;
-    int64_t place = ((code >> BITS) - (job.lowest + 1023)) * (3 * job.fineness) + within + 2;
-    int64_t last = count_of_bins() - 1;
-    place = place < 1 ? 1 : place > last - 1 ? last - 1 : place;
-    job.totals[BINS + (x == 0 ? 0 : x == D_INF ? last : place)]++;
+  // As totals/histogram.py has it: f (4 - f) m of the first 25 bits of the fraction f, in whole numbers.
+  INLINE void bin(double x) {
+    int64_t bins = (job.highest - job.lowest) * 3 * job.fineness + 4, code = __builtin_bit_cast(int64_t, x) >> 27;
+    int64_t f = code & ((1 << 25) - 1), within = (f * ((1 << 27) - f) * job.fineness) >> 50;
+    int64_t place = ((code >> 25) - (job.lowest + 1023)) * 3 * job.fineness + within + 2;
+    place = place < 1 ? 1 : place > bins - 2 ? bins - 2 : place;
+    job.totals[BINS + (x == 0 ? 0 : x == D_INF ? bins - 1 : place)]++;
   }
   INLINE void end_sample() {
-    seen++, clusters += size > 0;
+    clusters += size > 0, seen++;
     done_s[done] = s, done_size[done] = size, done_most[done] = most, done++;
     s = size = most = 0, read = 0;
     if (done == DOUBLES) add_samples();
@@ -69,9 +66,7 @@ class Totals {
   }
 
  public:
-  explicit Totals(const Job &job) : job(job) {
-    for (int64_t i = 0, n = job.totals ? BINS + count_of_bins() : 0; i < n; i++) job.totals[i] = 0;
-  }
+  explicit Totals(const Job &job) : job(job) {}
   INLINE void add(int64_t r, int n, const double *divergences, const bool *agrees) {
     alignas(64) double x[GROUP] = {}, w[GROUP] = {};
     for (int i = 0; i < n; i++) {
@@ -81,9 +76,8 @@ class Totals {
         if (value != value) invalid++;
         else {
           w[i] = of_row, x[i] = value * of_row;
-          compared++, agreed += agrees[i];
-          if (value < D_INF && value > largest) largest = value;
-          if (value > 0 && value < smallest) smallest = value;
+          agreed += agrees[i], largest = value > largest && value < D_INF ? value : largest;
+          smallest = value > 0 && value < smallest ? value : smallest;
           s += x[i], size += of_row, most = of_row > most ? of_row : most;
           if (job.fineness) bin(value);
         }
@@ -94,12 +88,11 @@ class Totals {
   }
   void finish() {
     if (done) add_samples();
-    double *to = job.totals;
-    kl.store_to(to + KL, FIVE), weight.store_to(to + WEIGHT, FIVE), samples.store_to(to + SAMPLES, FIVE);
-    squares.store_to(to + SQUARES, 3), products.store_to(to + PRODUCTS, 3), sizes.store_to(to + SIZES, 3);
-    to[ROWS] = double(rows), to[INVALID] = double(invalid), to[CLUSTERS] = double(clusters);
-    to[AGREED] = double(agreed), to[COMPARED] = double(compared), to[SEEN] = double(seen);
-    to[LARGEST] = largest, to[SMALLEST] = -smallest;
+    kl.store_to(job.totals + KL, LOW), weight.store_to(job.totals + WEIGHT, LOW), samples.store_to(job.totals + SAMPLES, LOW);
+    squares.store_to(job.totals + SQUARES, 3), products.store_to(job.totals + PRODUCTS, 3), sizes.store_to(job.totals + SIZES, 3);
+    auto count = [&](int place, int64_t n) { job.totals[place] = double(n); };
+    count(ROWS, rows), count(INVALID, invalid), count(CLUSTERS, clusters), count(AGREED, agreed), count(COMPARED, rows - invalid), count(SEEN, seen);
+    job.totals[LARGEST] = largest, job.totals[SMALLEST] = -smallest;
   }
 };
 
