@@ -46,8 +46,12 @@ class _Parts:
         self.peak = x.amax(-1, keepdim=True).double()
 
     def __iter__(self) -> Iterator[Tensor]:
+        as_they_stand = plain.as_they_stand(self.options) and self.input_format != "probs"
+        # Beside a constant in all logits the masses of the parts would have no digits.
+        shift = torch.where(self.peak.isfinite(), self.peak, 0) if as_they_stand else 0
         for part in torch.split(self.x, BLOCK, -1):
-            yield plain.prepare(part.contiguous(), self.input_format, self.options, torch.float64, self.peak)
+            part = plain.prepare(part.contiguous(), self.input_format, self.options, torch.float64, self.peak)
+            yield part - shift
 
 
 def _kl_of_wide_row(a: Tensor, b: Tensor, options: "Options") -> Tensor:

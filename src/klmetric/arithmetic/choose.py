@@ -64,6 +64,8 @@ def _recorded(p: Tensor, q: Tensor, options: "Options") -> Tensor:
     if is_compiled and HAS_KERNEL and not options.eps and not has_gradient(p, q):
         kl: Tensor = kl_by_kernel(p, q, *options.input_format, options.direction, options.temperature)
         return kl
+    if p.device.type == "cpu":  # float32 has no digits for near-equal logits that a constant keeps apart
+        p, q = p.double(), q.double()
     return plain.plain(p, q, options)
 
 
