@@ -723,3 +723,17 @@ def test_all_options_reach_the_metric(direction):
     metric = KLDivergence(**options)
     metric.update(p, q)
     same(metric.compute(), kl_divergence(p, q, **options))
+
+
+def test_a_warning_names_the_line_of_the_user(kind):
+    metric, nothing = make(kind), torch.full((2, 3), torch.nan)
+    metric.update(nothing, nothing)
+    calls = {
+        "no distributions": metric.compute,
+        "With one class": lambda: make(kind).update(torch.ones(2, 1), torch.ones(2, 1)),
+        "With one class its": lambda: make(kind)(torch.ones(2, 1), torch.ones(2, 1)),
+    }
+    for text, call in calls.items():
+        with pytest.warns(UserWarning, match=text) as caught:
+            call()
+        assert {warning.filename for warning in caught if text in str(warning.message)} == {__file__}

@@ -54,7 +54,7 @@ def measure(
     p, q = first_classes("p", p, options), first_classes("q", q, options)
     check_tensors(p, q, options.dim)
     if is_of_tensors and p.shape[options.dim] == 1 and not torch.compiler.is_compiling():
-        warn_of_one_class(p, options.dim, stacklevel=3)
+        warn_of_one_class(p, options.dim)
     if options.dim not in (-1, p.ndim - 1):
         p, q = p.movedim(options.dim, -1), q.movedim(options.dim, -1)
     weight = weight_of_rows(weight, p.shape[:-1], p.device)

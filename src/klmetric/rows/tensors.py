@@ -1,6 +1,7 @@
 """What the tensors p, q and weight may be."""
 
 import math
+import sys
 import warnings
 
 import torch
@@ -90,13 +91,25 @@ def _check_data(name: str, x: Tensor) -> None:
         )
 
 
-def warn_of_one_class(x: Tensor, dim: int, stacklevel: int) -> None:
-    """Say what a class axis of length 1 comes to."""
+def warn_of_one_class(x: Tensor, dim: int) -> None:
+    """Say what a class axis of length 1 comes to, at the line that gave it."""
     warnings.warn(
         f"With one class its probability is 1, and the divergence 0. Got shape {tuple(x.shape)}, dim={dim}. Of a"
         " sigmoid, there are two classes: give torch.distributions.Bernoulli(logits=...) for p and q.",
-        stacklevel=stacklevel + 1,
+        stacklevel=_level_of_user(),
     )
+
+
+def _level_of_user() -> int:
+    """Of the caller's callers, the first that is neither in this library nor in those that call it."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "klmetric",
+        "torchmetrics",
+        "torch",
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def weight_of_rows(weight: Tensor | None, shape: torch.Size, device: torch.device) -> Tensor | None:
