@@ -25,6 +25,8 @@ struct Scratch {
   alignas(64) double p[BLOCK], q[BLOCK];
 };
 
+template <bool B> struct Constant { static constexpr bool value = B; };
+
 // Applies `f(i, j)` to the vectors of a block, j alternating between two sums: one alone would wait for itself.
 template <int LANES, class Step> INLINE void each(int n, Step f) {
   int i = 0;
@@ -32,7 +34,11 @@ template <int LANES, class Step> INLINE void each(int n, Step f) {
   if (i < n) f(i, 0);
 }
 // Floats where they lie, but for those that fill no vector: a padded copy of these, as `f(x, y, i, j)` gets them.
-struct Floats { const float *a, *b; int whole; const float *tail_a, *tail_b; };
+struct Floats {
+  const float *a, *b;
+  int whole;
+  const float *tail_a, *tail_b;
+};
 template <class Step> INLINE void each(const Floats &x, Step f) {
   each<FLOATS>(x.whole, [&](int i, int j) EACH { f(load<F>(x.a + i), load<F>(x.b + i), i, j); });
   if (x.tail_a) f(load<F>(x.tail_a), load<F>(x.tail_b), x.whole, 0);
@@ -45,15 +51,15 @@ template <class V> INLINE V lost_in(V d, V b, V a) {
   return (b - (d - minus_a)) + (-a - minus_a);
 }
 
-// ---- in double: any input, for the rows that float cannot do ---------------------------------------------------------
+// ---- in double: any input, for the rows that float cannot do --------------------------------------------------------
 // a and b are logarithms, n a multiple of the lanes; `within` the divergences of parts that stand for the classes.
 constexpr double APART_FROM = 1e6;
 APART Part careful(const double *a, const double *b, const double *within, int n, double tau) {
-  D top = all(-D_INF), top_q = top;
+  D top = D{} - D_INF, top_q = top, infinite = top;
   L bad{};
   each<DOUBLES>(n, [&](int i, int) EACH {
     D x = load<D>(a + i), y = load<D>(b + i);
-    top = larger(x, top), top_q = larger(y, top_q), bad = bad | (x != x) | (y != y);
+    top = larger(x, top), top_q = larger(y, top_q), bad |= (x != x) | (y != y);
   });
   double m = largest(top), mq = largest(top_q);
   if (any(bad) || m == D_INF || mq == D_INF) return no_distribution();
@@ -62,70 +68,82 @@ APART Part careful(const double *a, const double *b, const double *within, int n
   bool apart = m > -D_INF && mq > -D_INF && (mq - m > APART_FROM || m - mq > APART_FROM);
   double of_p = apart ? m : 0, of_q = apart ? mq : 0;
   m -= of_p, mq -= of_q;
-  auto p_at = [&](int i) EACH { return load<D>(a + i) - all(of_p); };
-  auto q_at = [&](int i) EACH { return load<D>(b + i) - all(of_q); };
-  D scale = all(tau), level = all(mq == -D_INF || m == -D_INF ? 0. : mq - m), infinite = all(-D_INF);
-  auto exp_from = [&](D x, double from) EACH { return exp((x - all(from)) * scale); };
-  auto mass_of_q = [&]() { D V{}; each<DOUBLES>(n, [&](int i, int) EACH { V = V + exp_from(q_at(i), mq); }); return total(V); };
+  auto p_at = [&](int i) EACH { return load<D>(a + i) - of_p; };
+  auto q_at = [&](int i) EACH { return load<D>(b + i) - of_q; };
+  auto exp_from = [&](D x, double from) EACH { return exp((x - from) * tau); };
+  auto mass_of_q = [&]() {
+    D V{};
+    each<DOUBLES>(n, [&](int i, int) EACH { V += exp_from(q_at(i), mq); });
+    return total(V);
+  };
   if (m == -D_INF) return {0, 0, 1, mq * tau, mass_of_q() - 1, 0, 0, -D_INF};
+  D level = D{} + (mq == -D_INF ? 0. : mq - m);
   auto difference = [&](D x, D y, D &rest) EACH {
     L known = (x > infinite) & (y > infinite);
-    D d = where(known, y - x, level);
-    rest = where(known, lost_in(d, y, x), D{});
+    D d = known ? y - x : level;
+    rest = known ? lost_in(d, y, x) : D{};
     return d;
   };
-  D W{}, S{}, K{}, edge = infinite, lost = infinite, low = all(D_INF), high = infinite;
+  D sum_w{}, S{}, K{}, edge = infinite, lost = infinite, low = -infinite, high = infinite;
   alignas(64) double weights[BLOCK];
   each<DOUBLES>(n, [&](int i, int) EACH {
     D x = p_at(i), y = q_at(i), rest, d = difference(x, y, rest), w = exp_from(x, m);
-    W = W + w, S = S + w * d, low = smaller(d, low), high = larger(d, high);
-    edge = larger(where(y == infinite, x, infinite), edge), lost = larger(where(x == infinite, y, infinite), lost);
-    if (within) K = K + w * load<D>(within + i);
+    sum_w += w, S += w * d, low = smaller(d, low), high = larger(d, high);
+    edge = larger(y == infinite ? x : infinite, edge), lost = larger(x == infinite ? y : infinite, lost);
+    if (within) K += w * load<D>(within + i);
     store(weights + i, w);
   });
-  double mass = total(W), mean = total(S) / mass, c = mean * tau, inner = total(K) / mass, border = (largest(edge) + of_p) * tau;
-  Part part = {(m + of_p) * tau, mass, 1, c + (of_q - of_p) * tau, 0, 0, -inner, border};
+  double mass = total(sum_w), mean = total(S) / mass, c = mean * tau, inner = total(K) / mass;
+  Part part = {(m + of_p) * tau, mass, 1, c + (of_q - of_p) * tau, 0, 0, -inner, (largest(edge) + of_p) * tau};
   if (mq == -D_INF) return part.extra = -D_INF, part;
   double above = (mq - m) * tau - c;
   if (above > 600) { // so far apart that the textbook form has every digit
     part.extra = above + log(mass_of_q()) - log(mass);
     return part;
   }
+  // Where every t is small, and there is no class without p, whose term is its q, no second exp is needed.
+  bool near = least(low) * tau - c > -NEAR_D && largest(high) * tau - c < NEAR_D && largest(lost) == -D_INF;
   D A{}, B{};
-  auto sums = [&](bool near) EACH {
+  auto add = [&](auto is_near) EACH {
     each<DOUBLES>(n, [&](int i, int) EACH {
       D x = p_at(i), y = q_at(i), w = load<D>(weights + i), rest, d = difference(x, y, rest);
-      D t = ((d - all(mean)) + rest) * scale, term = w * (t * t) * polynomial(G_D, t);
-      if (!near) {
-        D e = exp((y - all(m)) * scale - all(c));
-        term = where((t < all(NEAR_D)) & (t > all(-NEAR_D)) & (w > D{}), term, (e - w) - w * t);
+      D t = ((d - mean) + rest) * tau, term = w * (t * t) * polynomial(G_D, t);
+      if constexpr (!is_near.value) {
+        D e = exp((y - m) * tau - c);
+        term = ((t < NEAR_D) & (t > -NEAR_D) & (w > 0.)) ? term : (e - w) - w * t;
       }
-      A = A + term, B = B + w * t;
+      A += term, B += w * t;
     });
   };
-  // Where every t is small, and there is no class without p, whose term is its q, no second exp is needed.
-  if (least(low) * tau - c > -NEAR_D && largest(high) * tau - c < NEAR_D && largest(lost) == -D_INF) sums(true);
-  else sums(false);
+  if (near) add(Constant<true>{});
+  else add(Constant<false>{});
   double x = total(A) / mass, y = total(B) / mass;
   return part.sum = x + y, part.y = y - inner, part;
 }
 
-// ---- in float: logits, log-probabilities, and either of them against probabilities -----------------------------------
-// A number of each side as weight and as logarithm. Logarithms of probabilities are taken in double, where they keep the
-// digits in which p and q differ; d is then a pair of floats, as it is where `lost_in` says what rounding took from it.
+// ---- in float: logits, log-probabilities, and either of them against probabilities ----------------------------------
+// A number of each side as weight and as logarithm. Logarithms of probabilities are taken in double, where they keep
+// the digits in which p and q differ; d is then a pair of floats, as it is where `lost_in` says what rounding took.
+constexpr float TINY = 1e-30f, VAST = 1e30f;
+constexpr float FAR = 8; // beyond, t is rounded so coarsely that e^t could be off by a millionth
+template <class V> INLINE auto is_tame(V x) { return (x > TINY) & (x < VAST); }
+template <bool PROBS, class V> INLINE auto in_reach(V top, const Scale &s) {
+  return (top > (PROBS ? TINY : -s.reach)) & (top < (PROBS ? VAST : s.reach));
+}
 template <bool PROBS> INLINE F weight(F x, const Scale &s, const Exponential &base) {
   if constexpr (PROBS) return x;
   else return exp(x, s, base);
 }
-template <bool PROBS> INLINE I has_mass(F x) { return x > (PROBS ? F{} : all(-INF)); }
-template <bool PROBS> INLINE Halves<D> logs(F x) {
-  Halves<D> y = doubles(x);
-  if constexpr (PROBS) return {log(y.lo), log(y.hi)};
-  else return y;
+template <bool PROBS> INLINE I has_mass(F x) { return x > (PROBS ? 0 : -INF); }
+template <bool P, bool Q> INLINE I is_bad(F x, F y) { return ~((P ? x >= 0.f : x == x) & (Q ? y >= 0.f : y == y)); }
+template <bool PROBS> INLINE W logs(F x) {
+  if constexpr (PROBS) return log(doubles(x));
+  else return doubles(x);
 }
+template <bool P, bool Q> INLINE F level_of(F p, F q) { return floats(logs<Q>(q)) - floats(logs<P>(p)); }
 template <bool P, bool Q> INLINE F difference(F x, F y, F &rest) {
   if constexpr (P || Q) {
-    Halves<D> a = logs<P>(x), b = logs<Q>(y), d = b - a;
+    W d = logs<Q>(y) - logs<P>(x);
     F rounded = floats(d);
     rest = floats(d - doubles(rounded));
     return rounded;
@@ -135,81 +153,79 @@ template <bool P, bool Q> INLINE F difference(F x, F y, F &rest) {
     return d;
   }
 }
-INLINE float log_of(float x, bool probs) { return probs ? float(log(double(x))) : x; }
+// w, d (of a class without p `level`, which is about d of the others) and what rounding took from d.
+struct Term { F w, d, rest; I is_p; };
+template <bool P, bool Q> INLINE Term term_of(F x, F y, F level, const Scale &s, const Exponential &base) {
+  I is_p = has_mass<P>(x);
+  F rest, d = difference<P, Q>(x, y, rest);
+  return {weight<P>(x, s, base), is_p ? d : level, is_p ? rest : F{}, is_p};
+}
 
-struct Tops { float p, q; bool bad; };
+struct Tops {
+  float p, q;
+  bool bad;
+};
 template <bool P, bool Q> INLINE Tops tops_of(const Floats &block) {
   F p = all(-INF), q = p;
   I bad{};
-  each(block, [&](F x, F y, int, int) EACH {
-    p = larger(x, p), q = larger(y, q);
-    if constexpr (P || Q) bad = bad | ~((P ? x >= F{} : x == x) & (Q ? y >= F{} : y == y));
-    else bad = bad | (x != x) | (y != y);
-  });
+  each(block, [&](F x, F y, int, int) EACH { p = larger(x, p), q = larger(y, q), bad |= is_bad<P, Q>(x, y); });
   return {largest(p), largest(q), any(bad)};
-}
-constexpr float FAR = 8; // beyond, t is rounded so coarsely that e^t could be off by a millionth
-constexpr float TINY = 1e-30f, VAST = 1e30f;
-INLINE bool in_reach(float top, bool probs, const Scale &s) {
-  return probs ? top > TINY && top < VAST : top > -s.reach && top < s.reach;
 }
 
 // Whether t may stand as it is: what rounding took from d (c is about d), or left in c, could show in the divergence.
 INLINE bool is_sharp(double c, double x, double y) { return c * c <= 16 * x && y * y <= x / 16; }
 
 template <bool P, bool Q> APART bool block_of_logs(const Floats &block, Scale s, Tops top, Scratch &k, Part &part) {
-  if (top.bad || !in_reach(top.p, P, s) || !in_reach(top.q, Q, s)) return false;
+  if (top.bad || !in_reach<P>(top.p, s) || !in_reach<Q>(top.q, s)) return false;
   constexpr bool MIXED = P || Q;
   Exponential base(s, all(P ? 0 : top.p)), base_q(s, all(Q ? 0 : top.q));
-  int power = P ? 0 : first(base.k), shift = (Q ? 0 : first(base_q.k)) - power;
-  F W[2] = {}, S[2] = {}, low = all(INF), high = all(-INF), lost = high, none = high, level = all(log_of(top.q, Q) - log_of(top.p, P));
+  int power = P ? 0 : base.k[0], shift = (Q ? 0 : base_q.k[0]) - power;
+  F sum_w[2] = {}, S[2] = {}, low = all(INF), high = -low, lost = high, none = high;
+  F level = level_of<P, Q>(all(top.p), all(top.q));
   each(block, [&](F x, F y, int i, int j) EACH {
-    F w = weight<P>(x, s, base), rest;
-    I is_p = has_mass<P>(x);
-    F d = where(is_p, difference<P, Q>(x, y, rest), level);
-    lost = larger(where(is_p, none, y), lost); // q of the classes without p
-    W[j] = W[j] + w, S[j] = fma(w, d, S[j]), low = smaller(d, low), high = larger(d, high);
-    store(k.w + i, w), store(k.d + i, d);
-    if (MIXED) store(k.rest + i, where(is_p, rest, F{}));
+    Term term = term_of<P, Q>(x, y, level, s, base);
+    lost = larger(term.is_p ? none : y, lost); // q of the classes without p
+    sum_w[j] += term.w, S[j] = fma(term.w, term.d, S[j]), low = smaller(term.d, low), high = larger(term.d, high);
+    store(k.w + i, term.w), store(k.d + i, term.d);
+    if (MIXED) store(k.rest + i, term.rest);
     ahead(block, i);
   });
   auto mass_of_q = [&](bool without_p) EACH {
     F V[2] = {};
     each(block, [&](F x, F y, int, int j) EACH {
       F v = weight<Q>(y, s, base_q);
-      V[j] = V[j] + (without_p ? where(has_mass<P>(x), F{}, v) : v);
+      V[j] += !without_p ? v : has_mass<P>(x) ? F{} : v;
     });
     return total(V[0] + V[1]);
   };
-  double mass = total(W[0] + W[1]), c = total(S[0] + S[1]) / mass * s.tau;
+  double mass = total(sum_w[0] + sum_w[1]), c = total(S[0] + S[1]) / mass * s.tau;
   double below = least(low) * s.tau - c, above = largest(high) * s.tau - c;
-  part = {power * Scale::LN2_D, mass, 1, c, 0, 0, 0, -D_INF};
+  part = {power * LN2_D, mass, 1, c, 0, 0, 0, -D_INF};
   if (!(below > -1e4)) return false;
   if (below < -80 || above > FAR) {
-    double l = shift * Scale::LN2_D + log(mass_of_q(false)) - log(mass) - c;
+    double l = shift * LN2_D + log(mass_of_q(false)) - log(mass) - c;
     part.extra = l;
     return l > 0.3 * (1 + (c < 0 ? -c : c)); // else it is a difference of larger numbers
   }
   bool near = below > -NEAR && above < NEAR, exact = !near || MIXED;
   for (int attempt = 0; attempt < 3; attempt++) {
-    F A[2] = {}, B[2] = {}, centre = all(-float(c)), factor = all(s.factor);
-    auto sums = [&](auto phi_of, bool with_rest) EACH {
+    F A[2] = {}, B[2] = {}, centre = all(-float(c));
+    auto add = [&](auto phi_of, bool with_rest) EACH {
       each(block, [&](F x, F y, int i, int j) EACH {
-        F w = load<F>(k.w + i), d = load<F>(k.d + i), t = fma(d, factor, centre);
-        if (with_rest) t = fma(MIXED ? load<F>(k.rest + i) : where(has_mass<P>(x), lost_in(d, y, x), F{}), factor, t);
+        F w = load<F>(k.w + i), d = load<F>(k.d + i), t = fma(d, s.factor, centre);
+        if (with_rest) t = fma(MIXED ? load<F>(k.rest + i) : has_mass<P>(x) ? lost_in(d, y, x) : F{}, s.factor, t);
         B[j] = fma(w, t, B[j]), A[j] = fma(w, phi_of(t), A[j]);
       });
     };
-    if (!near) sums([](F t) EACH { return phi(t); }, true);
-    else if (exact) sums([](F t) EACH { return phi_near(t); }, true);
-    else sums([](F t) EACH { return phi_near(t); }, false);
+    if (!near) add([](F t) EACH { return phi(t); }, true);
+    else if (exact) add([](F t) EACH { return phi_near(t); }, true);
+    else add([](F t) EACH { return phi_near(t); }, false);
     part.centre = float(c);
     double x = total(A[0] + A[1]) / mass, y = total(B[0] + B[1]) / mass;
     if (largest(lost) > (Q ? 0 : -INF)) { // the term of a class without p is its q
-      double q[DOUBLES], scale = shift * Scale::LN2_D - part.centre;
+      double scale = shift * LN2_D - part.centre;
       if (scale > 600) return false;
-      store(q, exp(all(scale)));
-      x += mass_of_q(true) / mass * q[0];
+      x += mass_of_q(true) / mass * exp(D{} + scale)[0];
     }
     part.sum = x + y, part.y = y;
     if (is_sharp(exact ? 0 : part.centre, x, y)) return true;
@@ -218,27 +234,29 @@ template <bool P, bool Q> APART bool block_of_logs(const Floats &block, Scale s,
   return false;
 }
 
-// ---- in float: probabilities -----------------------------------------------------------------------------------------
+// ---- in float: probabilities ----------------------------------------------------------------------------------------
 // With rho = Q/P as a rounded number and u = (q - rho p) / (rho p), whose numerator is one fma: a term of x is
 // p (u - log1p u), y is the sum of p u, what rounding left of 0 in rho, and the divergence within is x + log1p(y) - y.
+struct ProbsTerm { F d, a; I fit; };
+INLINE ProbsTerm term_of_probs(F p, F q, F rho, F each_q) {
+  F d = fma(p, -rho, q), inverse = 1.f / (p * rho), ratio = q * inverse;
+  I is_p = p > 0.f;
+  return {d, is_p ? p * psi(d * inverse, ratio) : d * each_q, ~is_p | is_tame(ratio)}; // not where q alone is 0
+}
 APART bool block_of_probs(const Floats &block, Tops top, Part &part) {
   if (top.bad) return false;
   F P[2] = {}, Q[2] = {};
-  each(block, [&](F p, F q, int i, int j) EACH { P[j] = P[j] + p, Q[j] = Q[j] + q, ahead(block, i); });
+  each(block, [&](F p, F q, int i, int j) EACH { P[j] += p, Q[j] += q, ahead(block, i); });
   double mass = total(P[0] + P[1]), mass_q = total(Q[0] + Q[1]);
-  if ( !(mass > TINY && mass < VAST && mass_q > TINY && mass_q < VAST)) return false;
   float rho = float(mass_q / mass);
-  if (!(rho > TINY && rho < VAST)) return false;
-  F A[2] = {}, B[2] = {}, r = all(rho), minus = all(-rho), each_q = all(1 / rho);
-  I out{};
+  if (!(is_tame(mass) && is_tame(mass_q) && is_tame(rho))) return false;
+  F A[2] = {}, B[2] = {};
+  I fit = ~I{};
   each(block, [&](F p, F q, int, int j) EACH {
-    F d = fma(p, minus, q), inverse = all(1.f) / (p * r);
-    F u = d * inverse, ratio = q * inverse;
-    I is_p = p > F{};
-    out = out | (is_p & ~((ratio > all(TINY)) & (ratio < all(VAST))));
-    B[j] = B[j] + d, A[j] = A[j] + where(is_p, p * psi(u, ratio), d * each_q);
+    ProbsTerm term = term_of_probs(p, q, all(rho), all(1 / rho));
+    B[j] += term.d, A[j] += term.a, fit &= term.fit;
   });
-  if (any(out)) return false; // also where q alone is 0
+  if (any(~fit)) return false;
   double x = total(A[0] + A[1]) / mass, y = total(B[0] + B[1]) / mass / rho;
   part = {0, mass, rho, 0, y, 0, y - x, -D_INF};
   return true;

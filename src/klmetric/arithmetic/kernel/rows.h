@@ -8,13 +8,14 @@ namespace {
 constexpr int GROUP = FLOATS; // rows that are finished together
 constexpr int PARTS = 128;    // blocks that are merged at once
 
-// ---- reading ---------------------------------------------------------------------------------------------------------
+// ---- reading --------------------------------------------------------------------------------------------------------
 INLINE float number(float x) { return x; }
 INLINE double number(double x) { return x; }
 struct Bfloat { uint16_t bits; };
 struct Half { uint16_t bits; };
 INLINE float number(Bfloat x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
-INLINE float number(Half x) { // moved to the exponents of float, which are 112 further on; NaN and infinity have the last
+// Moved to the exponents of float, which are 112 further on; NaN and infinity have the last.
+INLINE float number(Half x) {
   uint32_t bits = uint32_t(x.bits & 0x7fff) << 13, sign = uint32_t(x.bits & 0x8000) << 16;
   uint32_t special = (x.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
   float magnitude = __builtin_bit_cast(float, bits) * 0x1p112f;
@@ -58,21 +59,21 @@ INLINE Floats block_of(Row p, Row q, int64_t at, int n, Scratch &k) {
   return {a, b, whole, k.tail_a, k.tail_b};
 }
 
-// ---- the most likely class: the first of the largest -----------------------------------------------------------------
+// ---- the most likely class: the first of the largest ----------------------------------------------------------------
 struct Leader { double value = -D_INF; int64_t place = 0; };
 template <class T> INLINE void follow(Leader &l, const T *x, int n, int64_t at, double top) {
   if (!(top > l.value)) return;
-  using V = decltype(all(T{}));
-  constexpr int lanes = sizeof(V) / sizeof(T);
+  typedef T V __attribute__((vector_size(64)));
+  constexpr int lanes = 64 / sizeof(T);
   int i = 0;
-  while (i + lanes <= n && !any(load<V>(x + i) == all(T(top)))) i += lanes;
+  while (i + lanes <= n && !any(load<V>(x + i) == T(top))) i += lanes;
   while (i < n - 1 && x[i] != top) i++;
   l = {top, at + i};
 }
 
-// ---- one row ---------------------------------------------------------------------------------------------------------
-// The chain rule of KL: KL(p || q) = KL(P || Q) + sum_j P_j KL(p | j || q | j) for the masses P, Q of blocks j. Masses and
-// offsets are taken from those of the first block that has any, so that large common logits cost no digits.
+// ---- one row --------------------------------------------------------------------------------------------------------
+// The chain rule of KL: KL(p || q) = KL(P || Q) + sum_j P_j KL(p | j || q | j) for the masses P, Q of blocks j. Masses
+// and offsets are taken from those of the first block that has any, so that large common logits cost no digits.
 APART Part merge(const Part *parts, int n) {
   alignas(64) double a[PARTS], b[PARTS], k[PARTS], mass[PARTS], ratio[PARTS], sum[PARTS];
   int full = (n + DOUBLES - 1) / DOUBLES * DOUBLES, ref = 0;
@@ -110,7 +111,7 @@ INLINE Part careful_block(Row p, Row q, int64_t at, int n, const Scale &scale, S
       for (int i = DOUBLES; i < full; i += DOUBLES) top = larger(load<D>(x + i), top);
       follow(*leader, x, n, at, largest(top));
     }
-    if (probs) for (int i = 0; i < full; i += DOUBLES) store(x + i, log(load<D>(x + i)));
+    for (int i = 0; probs && i < full; i += DOUBLES) store(x + i, log(load<D>(x + i)));
   };
   logs(p, k.p, leaders), logs(q, k.q, leaders ? leaders + 1 : nullptr);
   return careful(k.p, k.q, nullptr, full, scale.tau);
@@ -118,14 +119,15 @@ INLINE Part careful_block(Row p, Row q, int64_t at, int n, const Scale &scale, S
 
 // Whether float will do: where it will not, the block is read again.
 INLINE bool in_float(const Job &job) {
-  return job.p.dtype != FLOAT64 && job.q.dtype != FLOAT64 && (job.temperature == 1 || (job.p.format == LOGS && job.q.format == LOGS));
+  bool logs = job.p.format == LOGS && job.q.format == LOGS;
+  return job.p.dtype != FLOAT64 && job.q.dtype != FLOAT64 && (job.temperature == 1 || logs);
 }
 // `f` with the two formats as constants.
-template <bool B> struct Constant { static constexpr bool value = B; };
-template <class Function> INLINE auto of_formats(Row p, Row q, Function f) {
-  bool is_p = p.side->format == PROBS, is_q = q.side->format == PROBS;
-  if (is_p) return is_q ? f(Constant<true>{}, Constant<true>{}) : f(Constant<true>{}, Constant<false>{});
-  return is_q ? f(Constant<false>{}, Constant<true>{}) : f(Constant<false>{}, Constant<false>{});
+template <class Function> INLINE auto of_formats(const Side &p, const Side &q, Function f) {
+  Constant<true> yes;
+  Constant<false> no;
+  auto with_p = [&](auto is_p) EACH { return q.format == PROBS ? f(is_p, yes) : f(is_p, no); };
+  return p.format == PROBS ? with_p(yes) : with_p(no);
 }
 
 Part part_of_row(const Job &job, Row p, Row q, const Scale &scale, Scratch &k, Leader *leaders) {
@@ -146,7 +148,7 @@ Part part_of_row(const Job &job, Row p, Row q, const Scale &scale, Scratch &k, L
         if constexpr (P && Q) return block_of_probs(block, top, part);
         else return block_of_logs<P, Q>(block, scale, top, k, part);
       };
-      done = of_formats(p, q, measure);
+      done = of_formats(*p.side, *q.side, measure);
     }
     if (!done) part = careful_block(p, q, at, n, scale, k, fast ? nullptr : leaders);
   }
@@ -167,23 +169,28 @@ void finish(const Part *parts, int n, double *kl) {
   }
 }
 
-// ---- a group of rows -------------------------------------------------------------------------------------------------
+// ---- a group of rows ------------------------------------------------------------------------------------------------
 union Memory { Scratch block; Table table; Memory() {} };
 
 // [row][class] to [class][row], a square of four by four at a time.
 INLINE void turn(const float *const *rows, int classes, float *to) {
-  typedef float Q __attribute__((vector_size(16)));
+  typedef float Four __attribute__((vector_size(16)));
   int whole = classes / 4 * 4;
   for (int i = 0; i < GROUP; i += 4) {
     for (int c = 0; c < whole; c += 4) {
-      Q x0 = load<Q>(rows[i] + c), x1 = load<Q>(rows[i + 1] + c), x2 = load<Q>(rows[i + 2] + c), x3 = load<Q>(rows[i + 3] + c);
-      Q lo = __builtin_shufflevector(x0, x1, 0, 4, 1, 5), lo2 = __builtin_shufflevector(x2, x3, 0, 4, 1, 5);
-      Q hi = __builtin_shufflevector(x0, x1, 2, 6, 3, 7), hi2 = __builtin_shufflevector(x2, x3, 2, 6, 3, 7);
-      float *at = to + c * GROUP + i;
-      store(at, __builtin_shufflevector(lo, lo2, 0, 1, 4, 5)), store(at + GROUP, __builtin_shufflevector(lo, lo2, 2, 3, 6, 7));
-      store(at + 2 * GROUP, __builtin_shufflevector(hi, hi2, 0, 1, 4, 5)), store(at + 3 * GROUP, __builtin_shufflevector(hi, hi2, 2, 3, 6, 7));
+      Four x[4], pairs[4];
+      for (int j = 0; j < 4; j++) x[j] = load<Four>(rows[i + j] + c);
+      for (int j = 0; j < 4; j += 2) {
+        pairs[j] = __builtin_shufflevector(x[j], x[j + 1], 0, 4, 1, 5);
+        pairs[j + 1] = __builtin_shufflevector(x[j], x[j + 1], 2, 6, 3, 7);
+      }
+      for (int j = 0; j < 2; j++) {
+        store(to + (c + 2 * j) * GROUP + i, __builtin_shufflevector(pairs[j], pairs[j + 2], 0, 1, 4, 5));
+        store(to + (c + 2 * j + 1) * GROUP + i, __builtin_shufflevector(pairs[j], pairs[j + 2], 2, 3, 6, 7));
+      }
     }
-    for (int j = i; j < i + 4; j++) for (int c = whole; c < classes; c++) to[c * GROUP + j] = rows[j][c];
+    for (int j = i; j < i + 4; j++)
+      for (int c = whole; c < classes; c++) to[c * GROUP + j] = rows[j][c];
   }
 }
 INLINE void read_lanes(const Row *rows, int classes, int n, float *to) {
@@ -196,18 +203,20 @@ INLINE void read_lanes(const Row *rows, int classes, int n, float *to) {
   for (int i = 0; i < GROUP; i++) read(rows[i < n ? i : 0], 0, to + i, GROUP, classes);
 }
 
-void group_of_rows(const Job &job, const Side &p, const Side &q, int64_t r, int n, const Scale &scale, double *kl, bool *agrees) {
+void group_of_rows(const Job &job, const Side &p, const Side &q, int64_t r, int n, const Scale &scale, double *kl,
+                   bool *agrees) {
   Memory memory;
   Row p_rows[GROUP], q_rows[GROUP];
   rows_of(p, job.inner, r, n, p_rows), rows_of(q, job.inner, r, n, q_rows);
   bool done[GROUP] = {};
   if (job.classes <= FEW && in_float(job)) {
     Table &t = memory.table;
-    read_lanes(p_rows, int(job.classes), n, t.a), read_lanes(q_rows, int(job.classes), n, t.b);
-    Lane lane = of_formats(*p_rows, *q_rows, [&](auto is_p, auto is_q) {
+    t.classes = int(job.classes);
+    read_lanes(p_rows, t.classes, n, t.a), read_lanes(q_rows, t.classes, n, t.b);
+    Lane lane = of_formats(p, q, [&](auto is_p, auto is_q) {
       constexpr bool P = is_p.value, Q = is_q.value;
-      if constexpr (P && Q) return lanes_of_probs(t, int(job.classes));
-      else return lanes_of_logs<P, Q>(t, int(job.classes), scale);
+      if constexpr (P && Q) return lanes_of_probs(t);
+      else return lanes_of_logs<P, Q>(t, scale);
     });
     int32_t fits[GROUP], same[GROUP];
     store(kl, lane.kl), store(fits, lane.done), store(same, lane.agrees);
@@ -226,7 +235,7 @@ void group_of_rows(const Job &job, const Side &p, const Side &q, int64_t r, int 
     finish(parts, count, values);
     for (int i = 0; i < count; i++) kl[left[i]] = values[i];
   }
-  if (job.classes == 1) for (int i = 0; i < n; i++) kl[i] = kl[i] == kl[i] ? 0 : kl[i]; // whatever rounding left of it
+  for (int i = 0; job.classes == 1 && i < n; i++) kl[i] = kl[i] == kl[i] ? 0 : kl[i]; // whatever rounding left of it
 }
 
 } // namespace

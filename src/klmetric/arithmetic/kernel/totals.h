@@ -18,9 +18,9 @@ struct Pair { // eight sums beside one another
     low = low + ((high - (sum - of_x)) + (x - of_x)), high = sum;
   }
   INLINE void add_product(D x, D y) { // with what rounds off x y (Dekker's product)
-    D split = all(134217729.), product = x * y, cx = split * x, cy = split * y, hx = cx - (cx - x), hy = cy - (cy - y);
+    D product = x * y, cx = x * 134217729., cy = y * 134217729., hx = cx - (cx - x), hy = cy - (cy - y);
     D lx = x - hx, ly = y - hy, rest = ((hx * hy - product) + (hx * ly + lx * hy)) + lx * ly;
-    add(product), low = low + where(rest == rest, rest, D{}); // too large to be split: an infinity
+    add(product), low += rest == rest ? rest : D{}; // too large to be split: an infinity
   }
   void store_to(double *sum_at, int to_low) const {
     double h[DOUBLES], l[DOUBLES], sum = 0, rest = 0;
@@ -37,13 +37,30 @@ struct Pair { // eight sums beside one another
 class Totals {
   const Job &job;
   Pair kl, weight, samples, squares, products, sizes;
-  int64_t rows = 0, invalid = 0, clusters = 0, agreed = 0, seen = 0;
-  double largest = 0, smallest = D_INF; // of the finite ones, and of those above 0
+  L rows{}, invalid{}, agreed{}, clusters{}; // minus the numbers of them
+  D largest{}, smallest = D{} + D_INF;       // of the finite ones, and of those above 0
+  int64_t seen = 0;
   // The sample that is being read: its weighted sum, its weight, its weightiest row; and those that are done.
   double s = 0, size = 0, most = 0, done_s[DOUBLES], done_size[DOUBLES], done_most[DOUBLES];
   int64_t read = 0;
   int done = 0;
 
+  INLINE void add_samples(D sum, D of_weights, D weightiest) {
+    samples.add(weightiest), clusters += of_weights > 0.;
+    if (!job.fineness) return; // the others are for the standard error, which goes with the bins
+    squares.add_product(sum, sum), products.add_product(sum, of_weights), sizes.add_product(of_weights, of_weights);
+  }
+  INLINE void add_done() {
+    for (; done < DOUBLES; done++) done_s[done] = done_size[done] = done_most[done] = 0;
+    add_samples(load<D>(done_s), load<D>(done_size), load<D>(done_most)), done = 0;
+  }
+  INLINE void add_to_sample(double x, double w) {
+    s += x, size += w, most = w > most ? w : most;
+    if (++read < job.positions) return;
+    done_s[done] = s, done_size[done] = size, done_most[done] = most, done++, seen++;
+    s = size = most = 0, read = 0;
+    if (done == DOUBLES) add_done();
+  }
   // As totals/histogram.py has it: f (4 - f) m of the first 25 bits of the fraction f, in whole numbers.
   INLINE void bin(double x) {
     int64_t bins = (job.highest - job.lowest) * 3 * job.fineness + 4, code = __builtin_bit_cast(int64_t, x) >> 27;
@@ -52,47 +69,40 @@ class Totals {
     place = place < 1 ? 1 : place > bins - 2 ? bins - 2 : place;
     job.totals[BINS + (x == 0 ? 0 : x == D_INF ? bins - 1 : place)]++;
   }
-  INLINE void end_sample() {
-    clusters += size > 0, seen++;
-    done_s[done] = s, done_size[done] = size, done_most[done] = most, done++;
-    s = size = most = 0, read = 0;
-    if (done == DOUBLES) add_samples();
-  }
-  INLINE void add_samples() {
-    for (; done < DOUBLES; done++) done_s[done] = done_size[done] = done_most[done] = 0;
-    D a = load<D>(done_s), n = load<D>(done_size);
-    samples.add(load<D>(done_most)), squares.add_product(a, a), products.add_product(a, n), sizes.add_product(n, n);
-    done = 0;
+  INLINE void add_eight(int64_t r, int n, const double *divergences, const bool *agrees) {
+    double weights[DOUBLES] = {}, sums[DOUBLES];
+    int64_t same[DOUBLES] = {};
+    for (int i = 0; i < n; i++) weights[i] = job.weight ? job.weight[r + i] : 1, same[i] = -agrees[i];
+    D value = load<D>(divergences), w = load<D>(weights);
+    L counts = w > 0., is_bad = counts & (value != value);
+    rows += counts, invalid += is_bad, counts &= ~is_bad, agreed += counts & load<L>(same);
+    w = counts ? w : D{};
+    D x = counts ? value * w : D{}, finite = (counts & (value < D_INF)) ? value : D{};
+    largest = larger(finite, largest), smallest = smaller((counts & (value > 0.)) ? value : D{} + D_INF, smallest);
+    kl.add(x), weight.add(w);
+    if (job.positions == 1) add_samples(x, w, w), seen += n;
+    else {
+      store(sums, x), store(weights, w);
+      for (int i = 0; i < n; i++) add_to_sample(sums[i], weights[i]);
+    }
+    if (!job.fineness) return;
+    store(same, counts);
+    for (int i = 0; i < n; i++) if (same[i]) bin(divergences[i]);
   }
 
  public:
   explicit Totals(const Job &job) : job(job) {}
   INLINE void add(int64_t r, int n, const double *divergences, const bool *agrees) {
-    alignas(64) double x[GROUP] = {}, w[GROUP] = {};
-    for (int i = 0; i < n; i++) {
-      double value = divergences[i], of_row = job.weight ? job.weight[r + i] : 1;
-      if (of_row > 0) {
-        rows++;
-        if (value != value) invalid++;
-        else {
-          w[i] = of_row, x[i] = value * of_row;
-          agreed += agrees[i], largest = value > largest && value < D_INF ? value : largest;
-          smallest = value > 0 && value < smallest ? value : smallest;
-          s += x[i], size += of_row, most = of_row > most ? of_row : most;
-          if (job.fineness) bin(value);
-        }
-      }
-      if (++read == job.positions) end_sample();
-    }
-    for (int i = 0; i < GROUP; i += DOUBLES) kl.add(load<D>(x + i)), weight.add(load<D>(w + i));
+    for (int i = 0; i < n; i += DOUBLES) add_eight(r + i, n - i < DOUBLES ? n - i : DOUBLES, divergences + i, agrees + i);
   }
   void finish() {
-    if (done) add_samples();
-    kl.store_to(job.totals + KL, LOW), weight.store_to(job.totals + WEIGHT, LOW), samples.store_to(job.totals + SAMPLES, LOW);
-    squares.store_to(job.totals + SQUARES, 3), products.store_to(job.totals + PRODUCTS, 3), sizes.store_to(job.totals + SIZES, 3);
-    auto count = [&](int place, int64_t n) { job.totals[place] = double(n); };
-    count(ROWS, rows), count(INVALID, invalid), count(CLUSTERS, clusters), count(AGREED, agreed), count(COMPARED, rows - invalid), count(SEEN, seen);
-    job.totals[LARGEST] = largest, job.totals[SMALLEST] = -smallest;
+    if (done) add_done();
+    double *at = job.totals;
+    kl.store_to(at + KL, LOW), weight.store_to(at + WEIGHT, LOW), samples.store_to(at + SAMPLES, LOW);
+    squares.store_to(at + SQUARES, 3), products.store_to(at + PRODUCTS, 3), sizes.store_to(at + SIZES, 3);
+    auto number = [](L n) { return -fold(n, [](auto a, auto b) { return a + b; }); };
+    at[ROWS] = number(rows), at[INVALID] = number(invalid), at[CLUSTERS] = number(clusters), at[AGREED] = number(agreed);
+    at[COMPARED] = at[ROWS] - at[INVALID], at[SEEN] = seen, at[LARGEST] = ::largest(largest), at[SMALLEST] = -least(smallest);
   }
 };
 
