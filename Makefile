@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test quick check docs bench wheels
+.PHONY: demo test quick check docs bench wheels sanitize
 
 demo: $(INSTALLED)
 	$(BIN)/klmetric demo
@@ -23,6 +23,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Random rows through a kernel that watches its memory and its arithmetic, at each level. It takes gcc, and two minutes.
+sanitize: $(INSTALLED)
+	$(BIN)/python tests/arithmetic/sanitize.py
 
 # The site, in the folder `site`. It installs what builds it.
 docs: $(INSTALLED)

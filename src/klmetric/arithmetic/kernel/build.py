@@ -1,7 +1,8 @@
 """Compile the kernel into one shared library: each level once, and what chooses between them.
 
 `python build.py LIBRARY [TARGET]`: for a target of zig, as "aarch64-linux-gnu.2.17", with clang from `ziglang`; without
-one for this machine with its own clang (`CXX`, or what is found). Of vectors wider than a register gcc makes slow code.
+one for this machine with its own clang (`CXX`, or what is found; `CXXFLAGS` are added). Of vectors wider than a
+register gcc makes slow code.
 """
 
 import os
@@ -44,7 +45,7 @@ def build(library: Path, target: str | None = None) -> None:
         flags = [*FLAGS.split(), "-fno-sanitize=all", "-target", target]
     else:
         compiler = linker = [system_compiler()]
-        flags = FLAGS.split()
+        flags = [*FLAGS.split(), *os.environ.get("CXXFLAGS", "").split()]
     if not ("windows" in target if target else sys.platform == "win32"):
         flags.append("-fPIC")
     with tempfile.TemporaryDirectory() as folder:
