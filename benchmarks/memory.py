@@ -27,12 +27,13 @@ def extra(name: str, shape: contenders.Shape, dtype: str) -> float:
 def _once(call: contenders.Call) -> float:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _peak()
+    before = peak()
     call()
-    return (_peak() - before) / 1024
+    return (peak() - before) / 1024
 
 
-def _peak() -> int:
+def peak() -> int:
+    """KiB of resident memory of this process, at most since that was last asked to start anew."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 

@@ -48,25 +48,38 @@ def test_noise_alone_is_not_compared():
     )
 
 
-def test_tables_are_what_the_command_prints(tmp_path, monkeypatch, capsys):
+TABLES = [
+    pytest.param(commands, printed, id=names(page))
+    for page in PAGES
+    for commands, printed in re.findall(
+        r"```sh\n((?:klmetric (?:record|compare) [^\n]+\n)+)```\n\n```console\n(.*?)```", page.read_text(), re.DOTALL
+    )
+]
+
+
+@pytest.mark.parametrize(("commands", "printed"), TABLES)
+def test_commands_print_what_stands_below(commands, printed, tmp_path, monkeypatch, capsys):
     """But for the digits, which are those of a training."""
-    for name, x in {"float32": "full", "int8": "int8", "bf16": "bf16"}.items():
-        np.save(tmp_path / f"{name}.npy", trained.text()[x].numpy())
+    if "klmetric record" in commands:
+        pytest.importorskip("transformers", reason="klmetric record needs transformers")
+        import language_models
+
+        language_models.save(tmp_path / "model", language_models.trained())
+        (tmp_path / "text.txt").write_text(language_models.text(), encoding="utf-8")
+    else:
+        for name, x in {"float32": "full", "int8": "int8", "bf16": "bf16"}.items():
+            np.save(tmp_path / f"{name}.npy", trained.text()[x].numpy())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    tables = [
-        (command, table)
-        for page in PAGES
-        for command, table in re.findall(
-            r"```sh\n(klmetric compare [^\n]+)\n```\n\n```console\n(.*?)```", page.read_text(), re.DOTALL
-        )
-    ]
-    assert len(tables) == 2
-    for command, table in tables:
+    for command in commands.splitlines():
         monkeypatch.setattr(sys, "argv", command.replace("'", "").split())
         with pytest.raises(SystemExit, match="0"):
             main()
-        assert shape_of(capsys.readouterr().out) == shape_of(table)
+    assert shape_of(capsys.readouterr().out) == shape_of(printed)
+
+
+def test_the_pages_with_commands():
+    assert [table.id for table in TABLES] == ["README.md", "docs/guides/compare.md", "docs/guides/language-models.md"]
 
 
 def shape_of(table: str) -> list[str]:

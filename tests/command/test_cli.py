@@ -128,6 +128,12 @@ def forget(monkeypatch, *names):
             ["demo"],
             "The demo needs sklearn.datasets: pip install 'klmetric[demo]'",
         ),
+        (
+            "transformers",
+            ["klmetric.command.record", "klmetric.command.language_model"],
+            ["record", "model", "--text", __file__, "--out", "folder"],
+            "Error: record needs transformers: pip install 'klmetric[record]'.\n",
+        ),
     ],
 )
 def test_what_to_install(here, monkeypatch, missing, needing, arguments, text):
@@ -222,6 +228,14 @@ WITHOUT_TORCH = [
     ("compare p.npy q.npy --csv .", 2, "A report must go into a file. Got ., which is a folder."),
     ("compare p.npy q.npy --csv q.npy", 2, "A report must not take the place of what it is about. Got q.npy"),
     ("compare p.npy q.npy --csv o --json ./o", 2, "Each report must go into a file of its own. Got o for two."),
+    ("record --help", 0, "MODEL"),
+    ("record model --out o", 2, "Missing option '--text'"),
+    ("record model --text p.npy", 2, "Missing option '--out'"),
+    ("record model --text no.txt --out o", 2, "Error: --text: There must be a file or a folder at no.txt. Got"),
+    ("record model --text p.npy --out o --dtype int8", 2, "`--dtype` must be one of 'float32', 'bfloat16', 'float16'."),
+    ("record model --text p.npy --out o --quantize int4", 2, "`--quantize` must be one of 'int8'. Got 'int4'."),
+    ("record model --text p.npy --out o --window 1", 2, "Invalid value for '--window'"),
+    ("record model --text p.npy --out o --batch 0", 2, "Invalid value for '--batch'"),
     ("demo --epochs 0", 2, "Invalid value for '--epochs'"),
 ]  # fmt: skip
 

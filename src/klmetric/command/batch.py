@@ -78,7 +78,8 @@ def measure_batch(task: Task, start: int, stop: int, read: Read, is_first: bool)
         options = _options_for(task.options, task.reference, model)
         if task.is_checked and is_first:
             for k, (saved, side) in enumerate(((task.reference, p), (model, q))):
-                check_format(saved, side.x[counts], options.input_format, k)
+                if saved.input_format is None:  # else the file itself has said it
+                    check_format(saved, side.x[counts], options.input_format, k)
         rows = measure(*_nearest(p, q, options), None, replace(options, nan_strategy="propagate"), True)
         if options.nan_strategy == "error":
             check_rows(task.reference, model, p.x, q.x, rows.kl, counts, options, start)

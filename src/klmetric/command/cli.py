@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +14,14 @@ from klmetric.arithmetic.level import level
 from klmetric.command.arguments import Arguments, check
 from klmetric.command.ending import BAD_INPUT, INTERRUPTED, leave_with_processes
 from klmetric.command.limits import LIMIT
-from klmetric.saved.errors import InputError, said_of
+from klmetric.options import check_choice
+from klmetric.saved.errors import InputError, check_is_there, said_of
 
 # The options that take limits.
 LIMITING = ("--fail-above", "--fail-below")
 
 OUT = Path("runs/demo")
+DTYPES, QUANTIZED = ("float32", "bfloat16", "float16"), ("int8",)
 
 
 class _WithLimits(TyperCommand):
@@ -159,9 +162,9 @@ def compare_command(
     """Measure saved predictions against a reference: KL(p‖q) of every row, with p the reference.
 
     Each of REFERENCE and MODEL is a file, or a folder of shards: .npy, .npz, .safetensors, .pt, .parquet, .csv, .tsv,
-    .arrow, a dataset of Hugging Face, or a .kld file of llama.cpp; with the axes (rows, classes) or (samples,
-    positions, classes). They are read in pieces, so they may be larger than memory. Under torchrun (`torchrun
-    --nproc-per-node 4 -m klmetric compare ...`) each process takes a share of the samples.
+    .arrow, a dataset of Hugging Face, a .kld file of llama.cpp, or what `klmetric record` wrote; with the axes (rows,
+    classes) or (samples, positions, classes). They are read in pieces, so they may be larger than memory. Under
+    torchrun (`torchrun --nproc-per-node 4 -m klmetric compare ...`) each process takes a share of the samples.
 
         klmetric compare float32.npy int8.npy bf16.npy --input-format logits --fail-above mean=0.01 p99=0.2
 
@@ -171,19 +174,79 @@ def compare_command(
     """
     given = {**locals(), "paths": [Path(reference), *map(Path, models)]}
     arguments = Arguments(**{name: given[name] for name in Arguments.__annotations__})
-    try:
+
+    def run() -> int:
         check(arguments)
         try:
             from klmetric.command.compare import run_compare
         except ModuleNotFoundError as error:
             raise InputError(f"compare needs {error.name}: pip install 'klmetric[compare]'.") from error
-        status = run_compare(arguments)
+        return run_compare(arguments)
+
+    raise typer.Exit(_status_of(run, debug))
+
+
+@app.command(name="record", short_help="Save what a language model predicts, for `klmetric compare`.")
+def record_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Its folder, or its name on the hub.")],
+    text: Annotated[Path, typer.Option(help="The text, in UTF-8.")],
+    out: Annotated[Path, typer.Option(help="The folder to write. One that is not whole is gone on with.")],
+    window: Annotated[
+        int | None, typer.Option(min=2, help="Tokens in a window: 512 without it, or fewer if the model sees fewer.")
+    ] = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Take the first so many windows only.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16: what to compute in. Without it, as the weights are saved."),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8: compute linear layers, but for the head, in torch's dynamic int8.")
+    ] = None,
+    logits: Annotated[bool, typer.Option("--logits", help="Save logits, not hidden states and the head.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Without it, a GPU if there is one.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Windows that are computed at once.")] = 8,
+    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+) -> None:
+    """Save what a causal language model of Hugging Face predicts after each token of a text.
+
+    The text is cut into windows that do not overlap. Of each, the last hidden states are saved, and once the head that
+    makes logits of them: thousands of classes are made of them only as `klmetric compare` reads them.
+
+        klmetric record ./model --text wiki.txt --out full
+        klmetric record ./model --text wiki.txt --out int8 --quantize int8
+        klmetric compare full int8
+
+    The same command goes on with a recording that was interrupted, and ends at the same bits. Exit status: 0 done, 2
+    bad input, 130 interrupted.
+    """
+    given = dict(locals())
+
+    def run() -> int:
+        check_is_there(text, "--text")
+        try:
+            check_choice("--dtype", dtype or DTYPES[0], DTYPES)
+            check_choice("--quantize", quantize or QUANTIZED[0], QUANTIZED)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        try:
+            from klmetric.command.record import Request, run_record
+        except ModuleNotFoundError as error:
+            raise InputError(f"record needs {error.name}: pip install 'klmetric[record]'.") from error
+        return run_record(Request(**{name: given[name] for name in Request.__annotations__}))
+
+    raise typer.Exit(_status_of(run, debug))
+
+
+def _status_of(run: Callable[[], int], debug: bool) -> int:
+    """The exit status, after what is said of an error."""
+    try:
+        return run()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
-        status = INTERRUPTED
+        return INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
         print(f"Error: {said_of(error)}", file=sys.stderr)
-        status = BAD_INPUT
-    raise typer.Exit(status)
+        return BAD_INPUT

@@ -77,15 +77,20 @@ def _batches(task: Task, row: int, end: int, is_interrupted: Callable[[], bool])
     """The rows from one number to another, measured by several threads, in order.
 
     Threads that each measure a batch of their own do not wait for one another, as those do that share each operation on
-    one batch: where other programs hold the cores, waiting takes most of the time.
+    one batch: where other programs hold the cores, waiting takes most of the time. Rows that are computed are of one
+    large batch at a time all the same: matrices are multiplied in it, for which many rows are needed at once.
     """
     reference = task.reference
-    threads = min(torch.get_num_threads(), MOST_THREADS)
+    cores = torch.get_num_threads()
+    threads = min(cores, MOST_THREADS)
     of_a_row = reference.classes * reference.dtype.itemsize
     size = task.batch_rows or max(1, BATCHES // (threads + 2) // of_a_row)
+    of_each = 1
+    if at_once := [saved.at_once for saved in (reference, *task.models) if saved.at_once is not None]:
+        size, threads, of_each = task.batch_rows or min(at_once), 1, cores
     running: deque[Future[Batch]] = deque()
     is_first = True
-    with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
+    with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(of_each)) as pool:
         try:
             while (row < end and not is_interrupted()) or running:
                 while row < end and len(running) <= threads and not is_interrupted():

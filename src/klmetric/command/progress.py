@@ -1,4 +1,4 @@
-"""How far the measuring is, where there is somebody to see it."""
+"""How far the measuring or recording is, where there is somebody to see it."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -25,13 +25,11 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(total: int, rank: int, processes: int) -> Iterator[Callable[[int], None]]:
+def progress(total: int, rank: int, processes: int, doing: str = "Measuring") -> Iterator[Callable[[int], None]]:
     """A bar of the rows of this process, `total` in number; what it gives is called with the rows that are done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(
         *columns, console=Console(stderr=True), transient=True, disable=rank > 0 or not sys.stderr.isatty()
     ) as bar:
-        of_rows = bar.add_task(
-            "Measuring" if processes == 1 else f"Measuring (1 of {processes} processes)", total=total
-        )
+        of_rows = bar.add_task(doing if processes == 1 else f"{doing} (1 of {processes} processes)", total=total)
         yield lambda rows: bar.advance(of_rows, rows)

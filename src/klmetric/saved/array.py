@@ -37,6 +37,7 @@ class Saved:
         grid: gives, where log-probabilities are rounded to an even grid, for each of a stretch of rows the distance
             between neighbours and the edge, shape (rows, 2). A class that is only known to be at the edge or below it
             is read as -inf.
+        at_once: how many rows to read at once, by all threads together, where they are computed as they are read.
         starts: the first row of each sample, and the end, where samples differ in their positions.
         arrays: the device and the number of the file, and the name in it, of each array that this is made of.
     """
@@ -53,6 +54,7 @@ class Saved:
     others: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
     is_sequential: bool = False
     grid: Callable[[int, int], Tensor] | None = None
+    at_once: int | None = None
     starts: Array | None = None
     arrays: tuple[tuple[int, int, str], ...] = ()
 

@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+# Of the file that makes a folder one of `klmetric record`.
+RECORDING = "klmetric-record.json"
+
 
 def suffix_of(path: Path) -> str:
     """What a name ends in: .csv, .CSV as well, and .csv.gz."""

@@ -11,11 +11,12 @@ from klmetric.saved.array import Arrays, Choice, Saved
 from klmetric.saved.errors import InputError, as_bad_input, check_is_there
 from klmetric.saved.formats.llama import is_kld, open_kld
 from klmetric.saved.formats.numpy import open_npy, open_npz
+from klmetric.saved.formats.recording import open_recording
 from klmetric.saved.formats.safetensors import open_safetensors
 from klmetric.saved.formats.tables import open_table
 from klmetric.saved.formats.torch import open_torch
 from klmetric.saved.joined import in_order, joined
-from klmetric.saved.names import listed, natural, suffix_of
+from klmetric.saved.names import RECORDING, listed, natural, suffix_of
 from klmetric.saved.shards import files_of
 
 # What opens a file of each kind: as the one array that it holds, or as several that have names. A library that may be
@@ -34,12 +35,15 @@ FORMATS: dict[str, Callable[[Path, Choice], Saved | Arrays]] = {
     ".arrow": open_table,
     ".feather": open_table,
     ".kld": open_kld,
+    RECORDING: open_recording,
 }
 TABLES = tuple(kind for kind, opened in FORMATS.items() if opened is open_table)
 
 
 def kind_of(path: Path) -> str:
     """The key in FORMATS, if it is there: what the name ends in, but .kld of any file that begins as one."""
+    if path.name == RECORDING:
+        return RECORDING
     return ".kld" if path.is_file() and is_kld(path) else suffix_of(path)
 
 

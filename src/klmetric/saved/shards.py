@@ -6,7 +6,7 @@ from json import JSONDecodeError, loads
 from pathlib import Path
 
 from klmetric.saved.errors import InputError
-from klmetric.saved.names import listed, natural
+from klmetric.saved.names import RECORDING, listed, natural
 
 
 def files_of(path: Path, kind_of: Callable[[Path], str], kinds: Collection[str]) -> list[Path]:
@@ -20,6 +20,8 @@ def files_of(path: Path, kind_of: Callable[[Path], str], kinds: Collection[str])
     Raises:
         InputError: if it is not clear which they are, or one is missing.
     """
+    if (recording := path / RECORDING).is_file():
+        return [recording]
     if index := _index_of(path):
         return _shards_of_index(index)
     return _shards_of_folder(path, kind_of, kinds) if path.is_dir() else [path]
