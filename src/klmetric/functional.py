@@ -87,12 +87,12 @@ def kl_divergence(
     options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes)
     reduction = check_reduction(reduction)
     unit = check_base(base)
-    rows = measure(p, q, weight, options)
+    rows = measure(p, q, weight, options, totals=vector.ASKED)
     sums = vector.of_batch(rows)
-    if may_look(sums):
-        vector.warn_of_invalid(sums.tolist(), options, stacklevel=2, of_distributions=isinstance(p, Distribution))
+    numbers = sums.tolist() if rows.totals is not None or may_look(sums) else []
+    if numbers:
+        vector.warn_of_invalid(numbers, options, stacklevel=2, of_distributions=isinstance(p, Distribution))
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out
         return torch.where(left_out, 0, rows.kl).to(rows.dtype) / unit
-    value: Tensor = vector.value(sums, reduction, nan_strategy) / unit
-    return value.to(rows.kl.device, rows.dtype)
+    return vector.result(sums, numbers, reduction, options, unit, rows.dtype, rows.kl.device)

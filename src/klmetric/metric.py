@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
 from klmetric.accumulate.metric import Accumulator
-from klmetric.arithmetic.tracing import has_gradient
 from klmetric.options import (
     Direction,
     Format,
@@ -120,8 +118,4 @@ class KLDivergence(Accumulator):
         self._warn_of_invalid(numbers, stacklevel)
         if self.reduction == "none":
             return dim_zero_cat(rows).to(self.dtype) / self._unit
-        if has_gradient(sums):
-            value: Tensor = vector.value(sums, self.reduction, self.options.nan_strategy) / self._unit
-            return value.to(self.device, self.dtype)
-        number = vector.value(numbers, self.reduction, self.options.nan_strategy) / self._unit
-        return torch.tensor(number, dtype=self.dtype, device=self.device)
+        return vector.result(sums, numbers, self.reduction, self.options, self._unit, self.dtype, self.device)

@@ -135,7 +135,7 @@ class KLDivergenceSummary(Accumulator):
         self.relative_accuracy = accuracy
         self.top = number
         self._fineness = histogram.fineness_for(accuracy)
-        self._bins = histogram.bins(self._fineness)
+        self._asked = sketch.asked(self._fineness, number)
         super().__init__(options, base, **kwargs)
 
     def plot(self, val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None, ax: Any = None) -> Any:

@@ -17,7 +17,7 @@ from klmetric.arithmetic import native
 from klmetric.arithmetic.level import LEVELS as ALL_LEVELS
 from klmetric.arithmetic.level import LIBRARY
 from klmetric.rows.rows import Rows
-from klmetric.totals import histogram, sketch, vector
+from klmetric.totals import sketch, vector
 
 LOGITS, PROBS = ("logits", "logits"), ("probs", "probs")
 MIXED, OTHER = ("probs", "log_probs"), ("logits", "probs")
@@ -179,33 +179,46 @@ def test_directions(direction, classes):
         lambda x: x.transpose(0, 1),
         lambda x: x.permute(1, 2, 0, 3)[:, 1:],
         lambda x: x[:, :, :, None].movedim(-1, 1),
+        lambda x: x.transpose(1, 2)[:, :, None, 1:],
+        lambda x: x[:, None, :, 1:3].expand(3, 2, 4, 2, x.shape[-1]),
+        lambda x: x.repeat(9, 1, 1, 1).transpose(0, 2)[1:, :, ::2],
         lambda x: x[0, 0, 0],
         lambda x: x[:0],
     ],
 )
 def test_any_axes(view, classes):
     p, q = view(torch.randn(3, 4, 5, classes)), view(torch.randn(5, 4, 3, classes).transpose(0, 2))
-    kl = measured(p, q)
+    kl, _, totals = native.measure(p, q, LOGITS, totals=ASKED)
     assert kl.shape == p.shape[:-1]
-    assert torch.equal(kl, measured(p.contiguous(), q.contiguous()))
+    there = native.measure(p.contiguous(), q.contiguous(), LOGITS, totals=ASKED)
+    assert torch.equal(kl, there.kl)
+    if kl.numel():
+        assert torch.equal(totals, there.totals)
 
 
-BINS = (9, histogram.LOWEST, histogram.HIGHEST)
+def test_of_views_that_are_negated():
+    x = torch.rand(3, 40, 5, dtype=torch.float64)
+    p, q, weight = torch.complex(x, -x).conj().imag.unbind(0)  # as is the imaginary part of a conjugate
+    assert p.is_neg()
+    there = native.measure(x[0], x[1], PROBS, weight=x[2, :, 0].contiguous(), totals=ASKED)
+    here = native.measure(p, q, PROBS, weight=weight[:, 0], totals=ASKED)
+    assert torch.equal(here.kl, there.kl)
+    assert torch.equal(here.totals, there.totals)
 
 
-def sketch_of(*args, **options):
-    parts = native.measure(*args, totals=True, bins=BINS, **options).totals
-    fingerprint = torch.zeros(len(parts), 0, dtype=torch.float64)
-    return sketch.merge(torch.cat([parts, fingerprint], 1), top=0)
+FINENESS, TOP = 9, 3
+ASKED = sketch.asked(FINENESS, TOP)
 
 
-def test_threads():
-    p = torch.randn(1000, 300)
-    q = p + 0.1 * torch.randn(1000, 300)
-    kl, of_all = measured(p, q, threads=1), sketch_of(p, q, LOGITS, threads=1)
+@pytest.mark.parametrize("shape", [(1000,), (3, 333), (1, 1000), (1000, 1)])
+def test_threads(shape):
+    p = torch.randn(*shape, 300)
+    q = p + 0.1 * torch.randn(p.shape)
+    weight = torch.rand(shape)
+    one = native.measure(p, q, LOGITS, agrees=True, weight=weight, totals=ASKED, threads=1)
     for threads in (2, 3, 7):
-        assert torch.equal(measured(p, q, threads=threads), kl)
-        assert torch.equal(no_low_parts(sketch_of(p, q, LOGITS, threads=threads)), no_low_parts(of_all))
+        other = native.measure(p, q, LOGITS, agrees=True, weight=weight, totals=ASKED, threads=threads)
+        assert all(map(torch.equal, one, other))
 
 
 def no_low_parts(x):
@@ -223,16 +236,43 @@ def test_totals_are_the_sketch_of_the_rows(shape, weighted):
         for x, place, bad in ((p, 3, NAN), (q, 4, -INF)) if rows > 4 else ():
             x.view(-1, classes)[place, 1] = bad
         weight = torch.rand(shape, generator=g, dtype=torch.float64).round(decimals=1) if weighted else None
-        kl, agrees, totals = native.measure(p, q, LOGITS, weight=weight, agrees=True, totals=True, bins=BINS)
-        expected = sketch.of_rows(Rows(kl, weight, agrees), BINS[0], top=0)
-        assert totals.shape == (1, len(expected))
-        torch.testing.assert_close(no_low_parts(totals[0]), no_low_parts(expected), rtol=1e-15, atol=0)
+        kl, agrees, totals = native.measure(p, q, LOGITS, weight=weight, agrees=True, totals=ASKED)
+        expected = sketch.of_rows(Rows(kl, weight, agrees), FINENESS, TOP)
+        assert totals.shape == expected.shape
+        torch.testing.assert_close(no_low_parts(totals), no_low_parts(expected), rtol=1e-15, atol=0)
+        head = native.measure(p, q, LOGITS, weight=weight, totals=vector.ASKED).totals
+        assert torch.equal(head, totals[: vector.SIZE])
+
+
+@pytest.mark.parametrize("shape", [(40,), (10, 4)])
+@pytest.mark.parametrize("asked", [vector.ASKED, ASKED, sketch.asked(FINENESS, 50)], ids=["vector", "sketch", "top"])
+def test_totals_are_added_as_elsewhere(asked, shape, monkeypatch):
+    p, q = torch.randint(2, (2, 4, *shape, 3)).float().unbind(0)  # many rows are as far apart as others
+    p[0, 0], q[1, 1] = NAN, -INF
+    p[3, 3, ..., 1:], q[3, 3, ..., 0] = -INF, -INF
+    parts = [native.measure(a, b, LOGITS, agrees=True, totals=asked).totals for a, b in zip(p, q, strict=True)]
+    size, top = asked[:2]
+    whole, in_one = parts[0], parts[0]
+    for part, a, b in zip(parts[1:], p[1:], q[1:], strict=True):
+        one, before = native.add(whole, part, top), whole.clone()
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "serves", lambda a, b: False)
+            expected = vector.add(whole, part) if size == vector.SIZE else sketch.add(whole, part, top)
+        assert torch.equal(one, expected)
+        assert torch.equal(whole, before)
+        whole = one
+        in_one = native.measure(a, b, LOGITS, agrees=True, totals=asked, before=in_one.repeat_interleave(2)[::2]).totals
+        assert torch.equal(in_one, whole)
+    if size > vector.SIZE:
+        torch.testing.assert_close(whole, sketch.merge(torch.stack(parts), top), rtol=1e-15, atol=1e-15)
+    marked = native.add(torch.arange(size).double(), torch.zeros(size).double(), top)
+    assert marked[vector.MARKS].tolist() == [vector.FINGERPRINT, vector.FINGERPRINT + 1]
 
 
 def test_sums_are_of_a_hundred_bits():
     p, q = torch.randn(2, 5000, 3).unbind(0)
     weight = torch.rand(5000, dtype=torch.float64)
-    kl, _, totals = native.measure(p, q, LOGITS, weight=weight, totals=True, bins=BINS)
+    kl, _, totals = native.measure(p, q, LOGITS, weight=weight, totals=ASKED)
     s = [Fraction(x) for x in (kl * weight).tolist()]
     n = [Fraction(x) for x in weight.tolist()]
     pairs = {
@@ -243,8 +283,8 @@ def test_sums_are_of_a_hundred_bits():
         (sketch.SIZES, sketch.SIZES + 3): sum(x * x for x in n),
     }
     for (high, low), true in pairs.items():
-        assert totals[0, high] == float(true)
-        assert abs(Fraction(totals[0, high].item()) + Fraction(totals[0, low].item()) - true) <= true / 2**95
+        assert totals[high] == float(true)
+        assert abs(Fraction(totals[high].item()) + Fraction(totals[low].item()) - true) <= true / 2**95
 
 
 def test_half_precision_numbers_are_read_exactly():
@@ -291,8 +331,8 @@ def test_two_compilers_make_the_same_bits(tmp_path, monkeypatch):
     subprocess.run(["g++", *flags, "-fPIC", "-shared", source, "-o", made], check=True)
     ours = [measured(*case) for cases in CASES.values() for case in cases]
     monkeypatch.setattr(native, "LIBRARY", made)
-    other = native._function.__wrapped__(BEST)
-    monkeypatch.setattr(native, "_function", lambda level: other)
+    other = native._functions.__wrapped__(BEST)
+    monkeypatch.setattr(native, "_functions", lambda level: other)
     theirs = [measured(*case) for cases in CASES.values() for case in cases]
     for kl, there in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(there.numpy(), kl.numpy())

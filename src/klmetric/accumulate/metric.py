@@ -30,9 +30,9 @@ class Accumulator(Loadable, Synced):
 
     full_state_update = False
 
-    # Whether to find out which rows agree in their most likely class, and the bins of a histogram to count in.
+    # Whether to find out which rows agree in their most likely class, and the totals to make of a batch.
     asks_for_agreement = False
-    _bins: tuple[int, int, int] | None = None
+    _asked = vector.ASKED
     # What the last batch was: a warning about its rows depends on it.
     _of_distributions = False
 
@@ -68,6 +68,13 @@ class Accumulator(Loadable, Synced):
         """The options that only this metric has, each with its default, to be shown."""
         raise NotImplementedError
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Of what changes with every update, a module need not find out that it is no parameter, buffer or module.
+        if name in _PLAIN:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def update(self, p: Input, q: Input, weight: Tensor | None = None) -> None:
         """Add a batch.
 
@@ -77,11 +84,11 @@ class Accumulator(Loadable, Synced):
             weight: bool or non-negative, its shape a prefix of the batch shape (N, ...); there, or on the CPU.
         """
         try:
-            batch = self._measure(p, q, weight)
+            totals, rows = self._measure(p, q, weight, self.totals)
         except BaseException:
             self._update_count -= 1  # torchmetrics counts a call before it has succeeded
             raise
-        self._add(batch)
+        self._take(totals, rows)
 
     def compute(self) -> Any:
         """The result of all that was added, over all processes."""
@@ -91,20 +98,20 @@ class Accumulator(Loadable, Synced):
     @torch.jit.unused
     def forward(self, p: Input, q: Input, weight: Tensor | None = None) -> Any:
         """Add a batch and return the value of this batch alone, with its gradient."""
-        batch = self._measure(p, q, weight)
+        totals, rows = self._measure(p, q, weight)
         warned = self._warned
         try:
             if self.dist_sync_on_step:
-                value = self._result_over_processes(batch)
+                value = self._result_over_processes({"totals": totals, "rows": rows})
             else:
-                value = self._result(batch["totals"], batch.get("rows", []), stacklevel=5)
+                value = self._result(totals, rows, stacklevel=5)
         finally:
             self._warned = warned
         self._update_count += 1
         self._computed = None
         if self.keeps_rows:
             self.rows = [*self.rows]  # one of its own: in a MetricCollection, metrics share it
-        self._add(batch)
+        self._take(self._adding(self.totals, totals.detach()), rows)
         if self.compute_on_cpu:
             self._move_list_states_to_cpu()
         self._forward_cache = _detached(value)
@@ -124,34 +131,39 @@ class Accumulator(Loadable, Synced):
         shown |= {name: (value, usual[name]) for name, value in vars(self.options).items()}
         return ", ".join(f"{name}={value!r}" for name, (value, default) in shown.items() if value != default)
 
-    def _measure(self, p: Input, q: Input, weight: Tensor | None) -> dict[str, Any]:
-        """The states of one batch alone. Raises before anything has changed."""
+    def _measure(
+        self, p: Input, q: Input, weight: Tensor | None, before: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The totals of one batch, and of what was `before`, and its rows to keep. Raises before anything changed."""
         if self._is_synced:
             raise TorchMetricsUserError(
                 f"The metric must not be synced when a batch is added: `unsync` loses it. Got {self!r}. Leave"
                 " `sync_context`, or call `unsync`, first."
             )
-        rows = measure(p, q, weight, self.options, self.asks_for_agreement, self._bins)
+        at_once = before if self.totals.is_cpu else None
+        rows = measure(p, q, weight, self.options, self.asks_for_agreement, self._asked, at_once)
         if self._of_distributions != isinstance(p, Distribution):  # a module takes long to set anything
             self._of_distributions = not self._of_distributions
-        batch: dict[str, Any] = {"totals": self._of_batch(rows)}
-        if batch["totals"].device != self.totals.device:
+        totals = self._of_batch(rows)
+        if totals.device != self.totals.device:
             raise ValueError(
                 f"The metric must be on the device of its input. Got p on {rows.kl.device} and the metric on"
                 f" {self.device}. Use metric.to({str(rows.kl.device)!r})."
             )
-        if self.keeps_rows:
-            kept = ~rows.left_out
-            if self.options.nan_strategy == "ignore":
-                kept &= ~rows.kl.isnan()
-            batch["rows"] = [rows.kl[kept].to(self.dtype)]
-        return batch
+        if before is not None and rows.totals is None:
+            totals = self._adding(before, totals.detach())
+        if not self.keeps_rows:
+            return totals, []
+        kept = ~rows.left_out
+        if self.options.nan_strategy == "ignore":
+            kept &= ~rows.kl.isnan()
+        return totals, [rows.kl[kept].to(self.dtype)]
 
     def add_rows(self, rows: Rows) -> None:
         """Add rows that were measured already (`klmetric.rows.measure.measure`) with the options of this metric."""
         self._update_count += 1
         self._computed = None
-        self._add({"totals": self._of_batch(rows)})
+        self._take(self._adding(self.totals, self._of_batch(rows)), [])
 
     def _warn_of_invalid(self, numbers: list[float], stacklevel: int) -> None:
         """Say how many rows were no distributions: with nan_strategy="ignore" once."""
@@ -162,7 +174,7 @@ class Accumulator(Loadable, Synced):
     def _result_over_processes(self, batch: dict[str, Any]) -> Any:
         kept = self.metric_state
         try:
-            self._set(batch)
+            self._set({name: state for name, state in batch.items() if name in kept})
             self._computed = None
             self._update_count += 1
             self._to_sync = True
@@ -173,11 +185,11 @@ class Accumulator(Loadable, Synced):
             self._to_sync = self.sync_on_compute
         return value
 
-    def _add(self, batch: dict[str, Any]) -> None:
-        # Out of place: the processes that `ddp_spawn` starts share the memory of this tensor.
-        self.totals = self._adding(self.totals, batch["totals"].detach())
+    def _take(self, totals: Tensor, rows: list[Tensor]) -> None:
+        # A new tensor: the processes that `ddp_spawn` starts share the memory of the old one.
+        self.totals = totals
         if self.keeps_rows:
-            self.rows.extend(rows.detach() for rows in batch["rows"])
+            self.rows.extend(part.detach() for part in rows)
 
     def _apply(  # type: ignore[override]
         self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = (), recurse: bool = True
@@ -201,6 +213,9 @@ class Accumulator(Loadable, Synced):
         if self.keeps_rows:
             self.rows = [rows.to(self.device, self.dtype) for rows in self.rows]
         return self
+
+
+_PLAIN = {"totals", "_computed", "_update_count"}
 
 
 def _detached(value: Any) -> Any:

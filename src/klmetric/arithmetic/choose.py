@@ -4,12 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from klmetric.arithmetic import bounded, native, plain
 from klmetric.arithmetic.gradient import in_blocks
 from klmetric.arithmetic.level import level
-from klmetric.arithmetic.native import Measured
+from klmetric.arithmetic.native import Measured, Totals
 from klmetric.arithmetic.tracing import has_gradient, is_recorded
 
 if TYPE_CHECKING:
@@ -22,7 +21,8 @@ def measure_rows(
     options: "Options",
     weight: Tensor | None = None,
     agrees: bool = False,
-    bins: tuple[int, int, int] | None = None,
+    totals: Totals | None = None,
+    before: Tensor | None = None,
 ) -> Measured:
     """Measure each row, in the direction and at the temperature of `options`.
 
@@ -32,25 +32,23 @@ def measure_rows(
         options: see `klmetric.kl_divergence`.
         weight: of each row, for the totals that may come with them; None for 1.
         agrees: whether to compare the most likely classes.
-        bins: of a histogram that is to be among the totals: see `klmetric.totals.histogram.bins`.
+        totals: those to make in the same pass, where there is a kernel.
+        before: what to add them to, on the CPU.
     """
-    if is_recorded() or p.device.type != "cpu":
+    if not p.is_cpu or is_recorded():
         kl = _recorded(p, q, options)
     elif has_gradient(p, q):
         kl = KLOfRows.apply(p, q, options)  # type: ignore[no-untyped-call]
     elif _serves(p, q, options):
-        return native.measure(p, q, *_asked(options), weight=weight, agrees=agrees, totals=True, bins=bins)
+        return native.measure(p, q, *_asked(options), weight=weight, agrees=agrees, totals=totals, before=before)
     else:
         kl = bounded.kl_rows(p, q, options)
     return Measured(kl, p.argmax(-1) == q.argmax(-1) if agrees else None)
 
 
 def _serves(p: Tensor, q: Tensor, options: "Options") -> bool:
-    """Whether the kernel does, which takes what lies in memory as it says."""
-    return not options.eps and level() is not None and type(p) in _DENSE and type(q) in _DENSE
-
-
-_DENSE = (Tensor, Parameter)
+    """Whether the kernel does."""
+    return not options.eps and native.serves(p, q)
 
 
 def _asked(options: "Options") -> tuple[tuple[str, str], str, float]:

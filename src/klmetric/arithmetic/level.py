@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 LIBRARY = Path(__file__).parent / f"kernel.{ {'win32': 'dll', 'darwin': 'dylib'}.get(sys.platform, 'so') }"
-# A struct Job of kernel/job.h: p and q, then the rows and what is asked for.
-JOB = struct.Struct("PqqqqqPqqqqqqqqdPPPqPqqq")
+# A struct Job of kernel/job.h: p and q, then the rows and what is asked for. The pointers are left to the kernel.
+JOB = struct.Struct("3q16x3q16x3qd6q24x")
 LEVELS = ("baseline", "avx2", "avx512")  # of x86-64; there is one of aarch64
 
 

@@ -9,6 +9,7 @@ from torch.distributions import Distribution
 
 from klmetric.arithmetic.choose import measure_rows
 from klmetric.arithmetic.closed_forms import IN_PLACE_OF
+from klmetric.arithmetic.native import Totals
 from klmetric.arithmetic.plain import result_dtype
 from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Options
@@ -26,7 +27,8 @@ def measure(
     weight: Tensor | None,
     options: Options,
     agrees: bool = False,
-    bins: tuple[int, int, int] | None = None,
+    totals: Totals | None = None,
+    before: Tensor | None = None,
 ) -> Rows:
     """Check the inputs and measure each row.
 
@@ -36,13 +38,15 @@ def measure(
         weight: of each row or sample.
         options: see `klmetric.kl_divergence`, as p, q and weight.
         agrees: whether to find out if the most likely class is the same.
-        bins: of a histogram that is to be among the totals: see `klmetric.totals.histogram.bins`.
+        totals: those to make in the same pass, where that can be done.
+        before: what to add them to, on the CPU.
     """
     is_of_tensors = isinstance(p, Tensor)
     if isinstance(p, Distribution) and isinstance(q, Distribution):
         if not (isinstance(p, CATEGORICAL) and isinstance(q, CATEGORICAL)):
             kl = kl_of_distributions(p, q, options, IN_PLACE_OF)
-            rows = Rows(kl, weight_of_rows(weight, kl.shape, kl.device), dtype=kl.dtype)
+            weight = None if weight is None else weight_of_rows(weight, kl.shape, kl.device)
+            rows = Rows(kl, weight, dtype=kl.dtype)
             check_rows(rows, None, options)
             return rows
         p, q, options = tensors_of(p, q, options)
@@ -51,14 +55,17 @@ def measure(
             "`p` and `q` must both be tensors or both be distributions."
             f" Got {type(p).__name__} and {type(q).__name__}. Wrap the tensor: Categorical(probs=...)."
         )
-    p, q = first_classes("p", p, options), first_classes("q", q, options)
-    check_tensors(p, q, options.dim)
-    if is_of_tensors and p.shape[options.dim] == 1 and not torch.compiler.is_compiling():
-        warn_of_one_class(p, options.dim)
-    if options.dim not in (-1, p.ndim - 1):
-        p, q = p.movedim(options.dim, -1), q.movedim(options.dim, -1)
-    weight = weight_of_rows(weight, p.shape[:-1], p.device)
-    measured = measure_rows(p, q, options, weight, agrees, bins)
+    dim = options.dim
+    if options.classes is not None:
+        p, q = first_classes("p", p, options), first_classes("q", q, options)
+    check_tensors(p, q, dim)
+    if p.shape[dim] == 1 and is_of_tensors and not torch.compiler.is_compiling():
+        warn_of_one_class(p, dim)
+    if dim not in (-1, p.ndim - 1):
+        p, q = p.movedim(dim, -1), q.movedim(dim, -1)
+    if weight is not None:
+        weight = weight_of_rows(weight, p.shape[:-1], p.device)
+    measured = measure_rows(p, q, options, weight, agrees, totals, before)
     rows = Rows(measured.kl, weight, measured.agrees, result_dtype(p, q), measured.totals)
     check_rows(rows, (p, q), options)
     return _without_gradient_of_left_out(rows, p, q, options)

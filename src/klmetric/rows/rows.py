@@ -14,6 +14,8 @@ class Rows(NamedTuple):
         weight: of the shape of `kl`, or None where every row counts 1.
         agrees: whether p and q have the same most likely class, of the shape of `kl`; None where nobody asked, or
             where there are no classes.
+        dtype: of the result.
+        totals: those that were asked for, with what they were added to; None where they did not come at once.
     """
 
     kl: Tensor

@@ -59,11 +59,6 @@ def size(fineness: int) -> int:
     return (HIGHEST - LOWEST) * 3 * fineness + 4
 
 
-def bins(fineness: int) -> tuple[int, int, int]:
-    """What it takes to count in them: the fineness, and the powers of two between which they are."""
-    return fineness, LOWEST, HIGHEST
-
-
 def count(x: Tensor, counted: Tensor | None, fineness: int) -> Tensor:
     """How many of the numbers are in each bin.
 

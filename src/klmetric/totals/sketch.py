@@ -15,7 +15,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from klmetric.arithmetic import native
 from klmetric.arithmetic.device import device_of_float64
+from klmetric.arithmetic.native import Totals
+from klmetric.arithmetic.tracing import is_recorded
 from klmetric.options import Options
 from klmetric.rows.rows import Rows
 from klmetric.totals import histogram, pairs, vector
@@ -33,6 +36,11 @@ CLUSTERS, AGREED, COMPARED, SEEN, LARGEST, SMALLEST, BINS = range(COUNTS, COUNTS
 # To which the sums of squares are known, from which size on.
 PRECISION = Fraction(1, 2**80)
 LEAST = 1e-270
+
+
+def asked(fineness: int, top: int) -> Totals:
+    """What the kernel is asked for."""
+    return BINS + histogram.size(fineness) + 3 * top, top, fineness, histogram.LOWEST, histogram.HIGHEST
 
 
 def empty(options: Options, fineness: int, top: int) -> Tensor:
@@ -60,17 +68,9 @@ def merge(parts: Tensor, top: int) -> Tensor:
 
 def add(sketch: Tensor, batch: Tensor, top: int) -> Tensor:
     """A sketch with one more batch. It does not wait for an accelerator, as `merge` does."""
-    if sketch.device.type == "cpu" and not top:  # the same in few operations, for small batches
-        merged, heads = sketch + batch, [x[:BINS].tolist() for x in (sketch, batch)]
-        totals = vector.merge_numbers([head[: vector.SIZE] for head in heads])
-        sums = pairs.merge([head[vector.SIZE : COUNTS] for head in heads])
-        counts = merged[COUNTS:LARGEST].tolist()
-        ends = map(max, zip(*(head[LARGEST:] for head in heads), strict=True))
-        merged[:BINS] = torch.tensor([*totals, *sums, *counts, *ends], dtype=torch.float64)
-        return merged
+    if native.serves(sketch, batch) and not is_recorded():
+        return native.add(sketch, batch, top)
     parts = torch.stack([sketch, batch])
-    if parts.device.type == "cpu":
-        return merge(parts, top)
     return _together(parts, top, lambda both: vector.add(*both), lambda both: pairs.add(*both))
 
 
@@ -100,14 +100,13 @@ def _worst_first(divergences: Tensor) -> Tensor:
 
 
 def of_rows(rows: Rows, fineness: int, top: int) -> Tensor:
-    """The sketch of one batch, without a fingerprint."""
+    """The sketch of one batch, without a fingerprint: what came with the rows, if it did."""
+    if rows.totals is not None:
+        return rows.totals
     kl = rows.kl.to(device_of_float64(rows.kl.device), torch.float64)
     kl = kl.reshape(kl.shape[0], -1) if kl.ndim and kl.numel() else kl.reshape(-1, 1)
     weight = None if rows.weight is None else rows.weight.to(kl).reshape(kl.shape)
-    if rows.totals is not None and rows.totals.shape[1] == BINS + histogram.size(fineness):
-        sums = rows.totals[0] if len(rows.totals) == 1 else merge(rows.totals, 0)
-    else:
-        sums = _sums(rows, kl, weight, fineness)
+    sums = _sums(rows, kl, weight, fineness)
     return torch.cat([sums, *_worst(kl, weight, top)]) if top else sums
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klmetric.arithmetic import native
 from klmetric.arithmetic.device import device_of_float64
-from klmetric.arithmetic.tracing import has_gradient, may_look
+from klmetric.arithmetic.native import Totals
+from klmetric.arithmetic.tracing import has_gradient, is_recorded, may_look
 from klmetric.options import NanStrategy, Options, Reduction
 from klmetric.rows.rows import Rows
 from klmetric.totals import pairs
@@ -25,6 +27,8 @@ KL, WEIGHT, SAMPLES, ROWS, INVALID, LOW = range(6)
 FINGERPRINT = 2 * LOW
 SIZE = FINGERPRINT + 2
 MARKS = slice(FINGERPRINT, SIZE)
+# What the kernel is asked for.
+ASKED: Totals = (SIZE, 0, 0, 0, 0)
 
 
 def empty(options: Options, with_rows: bool = False, also: tuple[object, ...] = ()) -> Tensor:
@@ -41,28 +45,23 @@ def empty(options: Options, with_rows: bool = False, also: tuple[object, ...] = 
 
 def merge(parts: Tensor) -> Tensor:
     """Totals of all data together, from the totals of its parts, shape (parts, 12), each sum rounded once."""
-    return torch.tensor(merge_numbers(parts.tolist()), dtype=torch.float64, device=parts.device)
+    numbers = parts.tolist()
+    sums = pairs.merge([part[:FINGERPRINT] for part in numbers])
+    marks = map(max, zip(*(part[FINGERPRINT:] for part in numbers), strict=True))
+    return torch.tensor([*sums, *marks], dtype=torch.float64, device=parts.device)
 
 
 def add(totals: Tensor, batch: Tensor) -> Tensor:
     """Totals with one more batch. It does not wait for an accelerator, as `merge` does."""
-    if totals.device.type == "cpu":
-        return torch.tensor(merge_numbers([totals.tolist(), batch.tolist()]), dtype=torch.float64)
+    if native.serves(totals, batch) and not is_recorded():
+        return native.add(totals, batch)
     sums = pairs.add(totals[:FINGERPRINT], batch[:FINGERPRINT])
     return torch.cat([sums, torch.maximum(totals[FINGERPRINT:], batch[FINGERPRINT:])])
 
 
-def merge_numbers(parts: list[list[float]]) -> list[float]:
-    """The same as lists of numbers."""
-    sums = pairs.merge([part[:FINGERPRINT] for part in parts])
-    return [*sums, *map(max, zip(*(part[FINGERPRINT:] for part in parts), strict=True))]
-
-
 def of_batch(rows: Rows) -> Tensor:
     """Totals of one batch, without a fingerprint: those that came with the rows, if any did."""
-    if rows.totals is None:
-        return of_rows(rows.kl, rows.weight)
-    return rows.totals[0, :SIZE] if len(rows.totals) == 1 else merge(rows.totals[:, :SIZE])
+    return of_rows(rows.kl, rows.weight) if rows.totals is None else rows.totals
 
 
 def of_rows(kl: Tensor, weight: Tensor | None) -> Tensor:
@@ -109,12 +108,38 @@ def value(totals: Any, reduction: Reduction, nan_strategy: NanStrategy) -> Any:
         reduction: see `klmetric.kl_divergence`.
         nan_strategy: likewise.
     """
-    kl, weight, samples, _, invalid, *_ = totals
+    kl, weight, samples, _, invalid = totals[:LOW]
     divisor = {"mean": weight, "batchmean": samples}.get(reduction, 1.0)
     if isinstance(totals, Tensor):
         kl = kl / divisor
         return torch.where(invalid > 0, math.nan, kl) if nan_strategy == "propagate" else kl
     return math.nan if not divisor or (invalid and nan_strategy == "propagate") else kl / divisor
+
+
+def result(
+    totals: Tensor,
+    numbers: list[float],
+    reduction: Reduction,
+    options: Options,
+    unit: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """The reduced divergence in a unit, as a scalar with the gradient of the totals, if they have one.
+
+    Args:
+        totals: of a batch, or of all.
+        numbers: the same as a list; empty where they cannot be known.
+        reduction: see `klmetric.kl_divergence`.
+        options: what was measured.
+        unit: in nats.
+        dtype: of the result.
+        device: of the result.
+    """
+    if not numbers or has_gradient(totals):
+        kl: Tensor = value(totals, reduction, options.nan_strategy) / unit
+        return kl.to(device, dtype)
+    return torch.scalar_tensor(value(numbers, reduction, options.nan_strategy) / unit, dtype=dtype, device=device)
 
 
 def number_of_rows(totals: Tensor, options: Options) -> int:

@@ -1,4 +1,4 @@
-// What one call asks for: plain numbers and pointers, laid out as native.py packs them.
+// What one call asks for: plain numbers, laid out as level.py packs them, and pointers, which come with the call.
 #pragma once
 #include <cstdint>
 
@@ -12,18 +12,19 @@ enum Dtype : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 enum Format : int64_t { PROBS, LOGS };
 enum Direction : int64_t { FORWARD, REVERSE, JEFFREYS };
 
-struct Side { // row r is (r / inner, r % inner); steps are in elements
+struct Side {
+  int64_t class_step, dtype, format; // steps are in elements
   const void *data;
-  int64_t outer_step, inner_step, class_step, dtype, format;
+  const int64_t *steps; // of the axes of rows
 };
 struct Job {
   Side p, q;
-  int64_t inner, classes, direction;
+  int64_t axes, classes, direction; // axes of rows, of which the last one runs fastest
   double temperature;
-  double *kl;            // of each row, or null
-  uint8_t *agrees;       // whether the most likely class is the same, of each row, or null
-  const double *weight;  // of each row, or null for 1
-  int64_t positions;     // rows of a sample
-  double *totals;        // see totals.h; null where none are wanted
+  int64_t positions;                 // rows of a sample
+  int64_t size, top;                 // of the totals, and the worst rows among them
   int64_t fineness, lowest, highest; // of the bins, from 2^lowest to 2^highest; 0 where none are wanted
+  const int64_t *sizes;              // of the axes
+  const double *weight;              // of each row, or null for 1
+  double *totals;                    // see totals.h; null where none are wanted
 };

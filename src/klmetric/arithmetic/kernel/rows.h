@@ -26,11 +26,17 @@ template <class T, class To> INLINE void copy(const T *from, int64_t step, To *t
   else for (int i = 0; i < n; i++) to[i * step_to] = To(number(from[i * step]));
 }
 struct Row { const Side *side; int64_t start; }; // its first element
-INLINE void rows_of(const Side &s, int64_t inner, int64_t r, int n, Row *rows) {
-  int64_t outer = r / inner, place = r % inner; // a division for all of them: it costs as much as a small row
-  for (int i = 0; i < n; i++) {
-    rows[i] = {&s, outer * s.outer_step + place * s.inner_step};
-    if (++place == inner) place = 0, outer++;
+INLINE int64_t start_of(const Job &job, const Side &s, int64_t r) {
+  int64_t at = 0;
+  for (int64_t k = job.axes - 1; k > 0; r /= job.sizes[k--]) at += r % job.sizes[k] * s.steps[k];
+  return at + r * s.steps[0];
+}
+INLINE void rows_of(const Job &job, const Side &s, int64_t r, int n, Row *rows) {
+  int64_t last = job.axes - 1, at = 0, end = r;
+  for (int64_t i = r; i < r + n; i++, at += s.steps[last]) {
+    // Divisions cost as much as a small row: one lot of them for all rows that follow along the last axis.
+    if (i == end) at = start_of(job, s, i), end = last ? i - i % job.sizes[last] + job.sizes[last] : r + n;
+    rows[i - r] = {&s, at};
   }
 }
 template <class To> INLINE void read(Row r, int64_t at, To *to, int64_t step_to, int n) {
@@ -207,7 +213,7 @@ void group_of_rows(const Job &job, const Side &p, const Side &q, int64_t r, int 
                    bool *agrees) {
   Memory memory;
   Row p_rows[GROUP], q_rows[GROUP];
-  rows_of(p, job.inner, r, n, p_rows), rows_of(q, job.inner, r, n, q_rows);
+  rows_of(job, p, r, n, p_rows), rows_of(job, q, r, n, q_rows);
   bool done[GROUP] = {};
   if (job.classes <= FEW && in_float(job)) {
     Table &t = memory.table;
