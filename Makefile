@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test quick check docs bench wheels sanitize
+.PHONY: demo test quick check docs bench wheels sanitize processors
 
 demo: $(INSTALLED)
 	$(BIN)/klmetric demo
@@ -27,6 +27,11 @@ check: $(INSTALLED)
 # Random rows through a kernel that watches its memory and its arithmetic, at each level. It takes gcc, and two minutes.
 sanitize: $(INSTALLED)
 	$(BIN)/python tests/arithmetic/sanitize.py
+
+# The kernel's bits on aarch64 beside those here. It takes qemu-aarch64 (Debian: qemu-user), and two minutes.
+processors: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[wheels]'
+	$(BIN)/python -m pytest tests/arithmetic/test_processors.py
 
 # The site, in the folder `site`. It installs what builds it.
 docs: $(INSTALLED)

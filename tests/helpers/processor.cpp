@@ -1,0 +1,22 @@
+// The kernel as a program, for a processor that is emulated: measures what comes on standard input.
+#include "kernel.cpp"
+#include <cstdio>
+#include <cstdlib>
+
+static char *read_bytes(int64_t n) {
+  char *x = (char *)malloc(n);
+  if (int64_t(fread(x, 1, n, stdin)) != n) exit(1);
+  return x;
+}
+
+int main() {
+  int64_t n[5]; // bytes of the plan, of p and of q; rows; numbers of the totals
+  while (fread(n, sizeof n[0], 5, stdin) == 5) {
+    char *plan = read_bytes(n[0]), *p = read_bytes(n[1]), *q = read_bytes(n[2]);
+    double *kl = (double *)malloc(8 * n[3]), *totals = (double *)malloc(8 * n[4]);
+    bool *agrees = (bool *)malloc(n[3]);
+    klmetric_rows_baseline(*(const Job *)plan, p, q, nullptr, kl, agrees, nullptr, totals, 0, n[3]);
+    fwrite(kl, 8, n[3], stdout), fwrite(agrees, 1, n[3], stdout), fwrite(totals, 8, n[4], stdout);
+    free(plan), free(p), free(q), free(kl), free(agrees), free(totals);
+  }
+}
