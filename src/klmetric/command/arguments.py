@@ -31,7 +31,10 @@ class Arguments:
     base: float | None
     mask: Path | None
     weight: Path | None
+    targets: Path | None
     groups: Path | None
+    more: bool
+    floor: Path | None
     worst: int
     fail_above: list[str] | None
     fail_below: list[str] | None
@@ -54,7 +57,13 @@ def check(arguments: Arguments) -> None:
         raise InputError(
             f"--columns must be given once, or twice: for the reference, and the models. Got {arguments.columns}."
         )
-    beside = {"--mask": arguments.mask, "--weight": arguments.weight, "--groups": arguments.groups}
+    names = ("mask", "weight", "targets", "groups", "floor")
+    beside = {f"--{name}": getattr(arguments, name) for name in names}
+    if arguments.eps and (arguments.more or arguments.targets):
+        raise InputError(
+            f"--eps must be 0 with {'--more' if arguments.more else '--targets'}, which are of q as it is. Got"
+            f" {arguments.eps:g}. Leave one of them out."
+        )
     named = [*((None, path) for path in arguments.paths), *beside.items()]
     read = [path for _, path in named if path is not None]
     for option, path in named:

@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from klmetric.arithmetic.statistics import statistics
 from klmetric.command.checks import check_format, check_nothing_is_clipped, check_rows
 from klmetric.command.comparison import Task
+from klmetric.command.fields import BANDS, FIRST, OF_CLASSES, OF_TARGETS
 from klmetric.options import Options
 from klmetric.rows.measure import measure
-from klmetric.saved.array import Saved
+from klmetric.saved.array import IGNORED, Saved
 from klmetric.saved.clipped import Rest, nearest, rest_of
+from klmetric.saved.formats.llama import their_estimate
 
 
 @dataclass
@@ -20,17 +23,21 @@ class Batch:
     Attributes:
         kl: divergences, shape (models, rows).
         agrees: whether the most likely class is the same, likewise.
+        fields: what else is asked of them, shape (models, fields, rows).
+        clipped: the masses of p and of q in classes that are clipped, shape (models, 2, rows).
         weight: shape (rows,).
         labels: the numbers of their groups, likewise.
-        clipped: the masses of p and of q in classes that are clipped, shape (models, 2, rows).
+        bands: the numbers of the bands of the reference's confidence, likewise.
         steps: the coarsest of the grids that the reference and each model were rounded to.
     """
 
     kl: Tensor
     agrees: Tensor
+    fields: Tensor
     clipped: Tensor
     weight: Tensor
     labels: Tensor
+    bands: Tensor
     steps: list[float]
 
     def __len__(self) -> int:
@@ -47,40 +54,49 @@ class Batch:
         return Batch(**joined, steps=[*map(max, a.steps, b.steps)])
 
 
-_OF_ROWS = ("kl", "agrees", "clipped", "weight", "labels")
+_OF_ROWS = ("kl", "agrees", "fields", "clipped", "weight", "labels", "bands")
 
 
 @dataclass
 class Read:
-    """What one thread reads for all: weights and groups of rows, and what can be read only from the beginning on."""
+    """What one thread reads for all: weights, groups and targets, and what can be read only from the beginning on."""
 
     weight: Tensor
     labels: Tensor
+    targets: Tensor | None
     predictions: dict[int, Tensor]  # by id, because one file may be read twice, for other columns of it
 
 
 @dataclass(frozen=True)
 class _Side:
-    """The same rows of one file: the numbers, what is known of clipped classes, and the coarsest grid of the rest."""
+    """The same rows of one file: the numbers, what is known of clipped classes, and the grid of the rest."""
 
+    saved: Saved
     x: Tensor
     rest: Rest | None
-    step: float
+    grid: Tensor | None
+
+    @property
+    def step(self) -> float:
+        """The coarsest; 0 where nothing was rounded."""
+        return 0.0 if self.grid is None else self.grid[:, 0].max().item()
 
 
 def measure_batch(task: Task, start: int, stop: int, read: Read, is_first: bool) -> Batch:
     """The divergences of the rows from `start` to `stop`; one model after the other, so that few rows are held."""
     counts = read.weight > 0
     p = _side(task, task.reference, start, stop, read)
-    kl, agrees, clipped, steps = [], [], [], [p.step]
-    for model in task.models:
+    kl, agrees, fields, clipped, steps = [], [], [], [], [p.step]
+    bands = torch.zeros_like(read.labels)
+    for k, model in enumerate(task.models):
         q = _side(task, model, start, stop, read)
-        options = _options_for(task.options, task.reference, model)
+        options = _options_for(task, model)
         if task.is_checked and is_first:
-            for k, (saved, side) in enumerate(((task.reference, p), (model, q))):
+            for side, (saved, x) in enumerate(((task.reference, p.x), (model, q.x))):
                 if saved.input_format is None:  # else the file itself has said it
-                    check_format(saved, side.x[counts], options.input_format, k)
-        rows = measure(*_nearest(p, q, options), None, replace(options, nan_strategy="propagate"), True)
+                    check_format(saved, x[counts], options.input_format, side)
+        both = _nearest(p, q, options)
+        rows = measure(*both, None, replace(options, nan_strategy="propagate"), True)
         if options.nan_strategy == "error":
             check_rows(task.reference, model, p.x, q.x, rows.kl, counts, options, start)
         assert rows.agrees is not None
@@ -88,19 +104,26 @@ def measure_batch(task: Task, start: int, stop: int, read: Read, is_first: bool)
         agrees.append(rows.agrees)
         clipped.append(torch.stack([_mass(side.rest, len(counts)) for side in (p, q)]))
         steps.append(q.step)
-    return Batch(torch.stack(kl), torch.stack(agrees), torch.stack(clipped), read.weight, read.labels, steps)
+        if task.fields:
+            of_rows, confidence = _fields(task, p, q, both, options, read.targets)
+            fields.append(of_rows)
+            if k == 0 and task.has_bands:
+                bands = torch.bucketize(confidence, torch.tensor(BANDS[1:]).double(), right=True)
+    of_models = torch.stack(fields) if fields else torch.zeros(len(kl), 0, len(counts))
+    several = (torch.stack(kl), torch.stack(agrees), of_models, torch.stack(clipped))
+    return Batch(*several, read.weight, read.labels, bands, steps)
 
 
 def _side(task: Task, saved: Saved, start: int, stop: int, read: Read) -> _Side:
     known = read.predictions.get(id(saved))
     x = saved.read(start, stop) if known is None else known
     if saved.grid is None:
-        return _Side(x[:, : task.classes], None, 0.0)
+        return _Side(saved, x[:, : task.classes], None, None)
     grid = saved.grid(start, stop)
     rest = rest_of(x, grid, task.classes)
     if rest is not None and task.options.temperature != 1:
         check_nothing_is_clipped(saved, rest.is_clipped[read.weight > 0], task.options)
-    return _Side(x[:, : task.classes], rest, grid[:, 0].max().item())
+    return _Side(saved, x[:, : task.classes], rest, grid)
 
 
 def _nearest(p: _Side, q: _Side, options: Options) -> tuple[Tensor, Tensor]:
@@ -117,7 +140,40 @@ def _mass(rest: Rest | None, rows: int) -> Tensor:
     return torch.zeros(rows).double() if rest is None else rest.likely.squeeze(-1)
 
 
-def _options_for(options: Options, reference: Saved, model: Saved) -> Options:
-    """The formats that were asked for, but where a file knows its own."""
-    p_format, q_format = options.input_format
-    return replace(options, input_format=(reference.input_format or p_format, model.input_format or q_format))
+def _fields(
+    task: Task, p: _Side, q: _Side, both: tuple[Tensor, Tensor], options: Options, targets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What else is asked of each row, shape (fields, rows), and the largest probability of the reference."""
+    temperature, formats = options.temperature, options.input_format
+    ks = FIRST if any(name in OF_CLASSES for name in task.fields) else ()
+    known = statistics(*both, formats, temperature, ks)
+    masses = (known.log_mass_p, known.log_mass_q)
+    values = {name: of_row(known) for name, of_row in OF_CLASSES.items() if name in task.fields}
+    if targets is not None:
+        sides = zip((p, q), formats, masses, strict=True)
+        log_p, log_q = (_of_targets(*side, targets, temperature) for side in sides)
+        values |= {name: of_row(log_p, log_q) for name, of_row in OF_TARGETS.items()}
+    if "llama_cpp" in task.fields:
+        log_q = both[1].double().log() if formats[1] == "probs" else both[1].double()
+        values["llama_cpp"] = their_estimate(p.x, log_q - masses[1].unsqueeze(-1))
+    return torch.stack([values[name] for name in task.fields]), known.confidence
+
+
+def _of_targets(side: _Side, input_format: str, log_mass: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """The logarithm of the probability of each target; of those that are clipped, the edge."""
+    x = side.x.gather(1, targets.where(targets != IGNORED, 0).unsqueeze(1)).squeeze(1).double()
+    x = x.log() if input_format == "probs" else x
+    if side.grid is not None:
+        x = torch.where(x == -torch.inf, side.grid[:, 1], x)
+        if temperature == 1 and side.x.shape[1] == side.saved.classes:
+            return x  # of a normaliser that has seen every class before they were rounded
+    return x / temperature - log_mass
+
+
+def _options_for(task: Task, model: Saved) -> Options:
+    """The formats that were asked for, but where a file knows its own. The floor is of the reference's."""
+    p_format, q_format = task.options.input_format
+    if task.has_floor and model is task.models[-1]:
+        q_format = p_format
+    formats = (task.reference.input_format or p_format, model.input_format or q_format)
+    return replace(task.options, input_format=formats)

@@ -131,8 +131,19 @@ def compare_command(
     base: Annotated[float | None, typer.Option(help="Of the logarithm: 2 for bits. Nats without it.")] = None,
     mask: Annotated[Path | None, typer.Option(help="An array of 0 and 1, for each sample or row: what counts.")] = None,
     weight: Annotated[Path | None, typer.Option(help="An array of weights, for each sample or row.")] = None,
+    targets: Annotated[
+        Path | None,
+        typer.Option(help="An array of the classes that came true, for each row, -100 for rows that do not count."),
+    ] = None,
     groups: Annotated[
         Path | None, typer.Option(help="A label for each sample or row (.txt, .csv, .npy): a breakdown by group.")
+    ] = None,
+    more: Annotated[
+        bool,
+        typer.Option("--more", help="Show other divergences, agreement in order, and bands of confidence, too."),
+    ] = False,
+    floor: Annotated[
+        Path | None, typer.Option(help="The predictions of the reference, run a second time: what is no difference.")
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="Show so many of the worst rows, and where they are.")] = 0,
     fail_above: Annotated[

@@ -31,7 +31,7 @@ def run_compare(arguments: Arguments) -> int:
 def _run(arguments: Arguments, rank: int, processes: int) -> int:
     above, below = limits_of(arguments)
     task = open_task(arguments, {**above, **below})
-    names = names_of(arguments.paths[1:])
+    names = names_of([*arguments.paths[1:], *([arguments.floor] if arguments.floor else [])])
     plot = arguments.plot_file
     if plot is not None:
         pyplot_for_files()  # which may be missing
@@ -79,7 +79,8 @@ def _measured(task: Task, rank: int, processes: int) -> tuple[Comparison, bool]:
 
 def _more_options(arguments: Arguments) -> dict[str, Any]:
     """What decides a report, besides the options of the metric."""
-    names = ("key", "columns", "header", "id_column", "documents", "limit", "mask", "weight", "groups")
+    of_files = ("key", "columns", "header", "id_column", "documents", "limit")
+    names = (*of_files, "mask", "weight", "targets", "groups", "more", "floor")
     return {name: str(x) if isinstance(x := getattr(arguments, name), Path) else x for name in names}
 
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from klmetric.command.fields import COMPARED
 from klmetric.options import Options, check_base
 from klmetric.saved.array import Saved
 from klmetric.saved.formats.llama import storage_error
-from klmetric.totals import paired, pairs, vector
+from klmetric.totals import moments, pairs, vector
+from klmetric.totals.moments import Means
 
 if TYPE_CHECKING:
     from klmetric.summary import KLDivergenceSummary
@@ -22,12 +24,17 @@ class Task:
 
     Attributes:
         reference: p.
-        models: each of them q, in turn.
+        models: each of them q, in turn; the last one may be the floor.
+        has_floor: whether it is: the reference run a second time.
         options: what is measured of a row, as in `klmetric.KLDivergence`.
         base: of the logarithm.
         quantiles: to report.
         top: how many of the worst rows.
+        fields: names of what is asked of each row besides its divergence.
+        has_bands: whether the divergence is to be told by the confidence of the reference.
         weight: gives the weights of rows from one number to another.
+        targets: gives the targets of them, `klmetric.saved.array.IGNORED` where none counts.
+        why_no_targets: why those that a file has are not taken.
         labels: gives the groups of them, as numbers of `label_names`.
         label_names: of the groups.
         classes: how many of the first classes to take; None for all.
@@ -49,6 +56,16 @@ class Task:
     samples: int
     batch_rows: int | None
     is_checked: bool = True
+    has_floor: bool = False
+    fields: tuple[str, ...] = ()
+    has_bands: bool = False
+    targets: Callable[[int, int], Tensor] | None = None
+    why_no_targets: str | None = None
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The fields of which the differences between models are kept."""
+        return tuple(name for name in COMPARED if name in self.fields)
 
     def share(self, rank: int, processes: int) -> tuple[int, int]:
         """The first sample of a process, and that of the next one in the order of the ranks."""
@@ -63,6 +80,10 @@ class Measured:
         saved: its predictions.
         summary: of all rows.
         groups: of the rows of each group, by its label.
+        bands: of the rows in each band of the confidence of the reference.
+        delta_p: where there are targets, of the rows where their probability in the model is at least that in the
+            reference, how far it is above; and of the others, how far it is below.
+        moments: the sums of `klmetric.totals.moments` of the fields.
         step: the coarsest grid that log-probabilities were rounded to; 0 where they were not.
         clipped: over the rows, the sums of what p has, and q has, in classes that are clipped, as
             `klmetric.totals.pairs`.
@@ -70,14 +91,17 @@ class Measured:
 
     saved: Saved
     summary: "KLDivergenceSummary"
-    groups: "dict[str, KLDivergenceSummary]" = field(default_factory=dict)
+    groups: "dict[str, KLDivergenceSummary]"
+    bands: "dict[str, KLDivergenceSummary]"
+    delta_p: "tuple[KLDivergenceSummary, ...]"
+    moments: Tensor
     step: float = 0.0
     clipped: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
 
     @property
     def summaries(self) -> "list[KLDivergenceSummary]":
         """All of them."""
-        return [self.summary, *self.groups.values()]
+        return [self.summary, *self.groups.values(), *self.bands.values(), *self.delta_p]
 
 
 @dataclass
@@ -87,8 +111,8 @@ class Comparison:
     Attributes:
         task: what was asked for.
         models: what each of them comes to.
-        differences: for each pair of models (i, j), the sums of `klmetric.totals.paired` over the rows that count for
-            all.
+        differences: for each pair of models (i, j), the sums of `klmetric.totals.moments` of what is compared, over the
+            rows that count for all: that of the first less that of the other, beginning with the divergence.
         samples: how many were measured.
         step: as in `Measured`, of the reference.
     """
@@ -109,11 +133,12 @@ class Comparison:
         """The nats in one unit."""
         return check_base(self.task.base)
 
-    def difference(self, i: int, j: int) -> tuple[float, float]:
-        """Mean of model i less that of model j, over the same rows, and its standard error, in the unit of `base`."""
-        sign = 1 if i < j else -1
-        mean, error = paired.difference(self.differences[min(i, j), max(i, j)])
-        return sign * mean / self.unit + 0.0, error / self.unit  # not -0
+    def difference(self, i: int, j: int) -> Means:
+        """The means of model i less those of model j, over the same rows, of what is compared."""
+        names = ("kl", *self.task.compared)
+        if i < j:
+            return Means(self.differences[i, j], names)
+        return Means(moments.negative(self.differences[j, i], len(names)), names)
 
     def storage_error(self, measured: Measured) -> tuple[float, float] | None:
         """What rounding in the files can add to the mean, in the unit of `base`; None where nothing was rounded."""

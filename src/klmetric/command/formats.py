@@ -23,16 +23,28 @@ def to_json(report: dict[str, Any]) -> str:
 
 
 def to_csv(report: dict[str, Any]) -> str:
-    """As CSV: a table with one line for each model, and one for each of its groups."""
+    """As CSV: a table with one line for each model, and one for each of its groups and bands of confidence."""
     lines = []
-    for model in report["models"]:
-        difference = {f"difference_{key}": value for key, value in model.get("difference", {}).items()}
-        scalars = {key: value for key, value in model.items() if not isinstance(value, (dict, list))}
-        lines.append({"name": model["name"], "group": "", "classes": report["classes"], **scalars, **difference})
-        lines += [{"name": model["name"], "group": name, **group} for name, group in model.get("groups", {}).items()]
+    for model in [*report["models"], *([report["floor"]] if "floor" in report else [])]:
+        values = {key: value for key, value in model.items() if key not in ("groups", "bands", "worst")}
+        lines.append({"name": model["name"], "group": "", "classes": report["classes"], **_flat(values)})
+        groups = [*model.get("groups", {}).items()]
+        groups += [(f"confidence {band}", values) for band, values in model.get("bands", {}).items()]
+        lines += [{"name": model["name"], "group": name, **values} for name, values in groups]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """The values in values, under the names of both: perplexity_ratio for that itself, perplexity_ratio_low..."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= {key if inner == "value" else f"{key}_{inner}": x for inner, x in _flat(value).items()}
+        else:
+            found[key] = value
+    return found

@@ -2,17 +2,26 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any
 
+from klmetric.command.estimates import DELTA_P, PERPLEXITY
+from klmetric.command.fields import COMPARED, OF_CLASSES, OF_LLAMA
 from klmetric.command.numbers import number
 from klmetric.options import quantile_name
 from klmetric.saved.errors import InputError
 
 # A value of the report and a number.
 LIMIT = re.compile(r"(?P<key>[a-z][\w.]*)=(?P<limit>\S+)")
-KEYS = ("mean", "stderr", "low", "high", "max", "agreement", "count", "infinite", "invalid")
+PLAIN = ("mean", "stderr", "low", "high", "max", "agreement", "count", "infinite", "invalid")
+# What a model has more than another one.
+DIFFERENCES = ("difference", "above_floor")
+OF_DIFFERENCES = ("mean", "stderr", "low", "high")
+# Each is a value with its error and its interval, which have these names.
+OF_ESTIMATES = ("value", *OF_DIFFERENCES[1:])
+OF_MODELS = (*OF_CLASSES, *OF_LLAMA, *(f"perplexity.{name}" for name in PERPLEXITY), "delta_p.mean", "delta_p.rms")
+ESTIMATES = (*OF_MODELS, *(f"{of}.{name}" for of in DIFFERENCES for name in COMPARED))
 
 
 def parsed(given: list[str] | None, tightest: Callable[[float, float], float]) -> dict[str, float]:
@@ -21,18 +30,41 @@ def parsed(given: list[str] | None, tightest: Callable[[float, float], float]) -
     for text in (part for limit in given or [] for part in re.split(r"[,\s]+", limit.strip())):
         match = LIMIT.fullmatch(text)
         try:
-            # p99.9 as the table has it, or p99_9 as the report has it.
-            key, limit = (match["key"].replace(".", "_"), float(match["limit"])) if match else ("", math.nan)
+            key, limit = (match["key"], float(match["limit"])) if match else ("", math.nan)
         except ValueError:
             key, limit = "", math.nan
         if not key or math.isnan(limit):
             raise InputError(f"A limit must be a value and a number, as mean=0.01. Got {text!r}.")
-        quantile = quantile_of(key)
-        key = key if quantile is None else quantile_name(quantile)
-        if key not in KEYS and quantile is None:
-            raise InputError(f"A limit must be of {', '.join(KEYS)}, or of a quantile, as p99_9. Got {key!r}.")
+        key = _as_in_the_report(key)
+        if not _is_known(key):
+            some = ", ".join((*PLAIN, *OF_MODELS, *(f"{of}.mean" for of in DIFFERENCES)))
+            raise InputError(f"A limit must be of {some}, or of a quantile, as p99_9 or delta_p.p99_9. Got {key!r}.")
         limits[key] = tightest(limits.get(key, limit), limit)
     return limits
+
+
+def _as_in_the_report(key: str) -> str:
+    """With p99_9 for p99.9, which is what the table has."""
+    before, dot, last = re.sub(r"(?<![^.])(p\d+)\.(\d+)$", r"\1_\2", key).rpartition(".")
+    quantile = quantile_of(last)
+    return before + dot + (last if quantile is None else quantile_name(quantile))
+
+
+def _is_known(key: str) -> bool:
+    of, _, last = key.rpartition(".")
+    return (
+        key in (*PLAIN, *ESTIMATES)
+        or quantile_of(key) is not None
+        or (of in ESTIMATES and last in OF_ESTIMATES)
+        or (of in DIFFERENCES and last in OF_DIFFERENCES)
+        or (of == "delta_p" and last in (*DELTA_P, "min", "max"))
+    )
+
+
+def asked_for(keys: Iterable[str]) -> set[str]:
+    """The parts of the report that these are in, and of differences also the fields."""
+    parts = [key.split(".") for key in keys]
+    return {part[0] for part in parts} | {part[1] for part in parts if part[0] in DIFFERENCES}
 
 
 def quantile_of(key: str) -> float | None:
@@ -43,13 +75,25 @@ def quantile_of(key: str) -> float | None:
     return float(share) if share <= 1 else None
 
 
+def value_at(model: dict[str, Any], key: str) -> float | None:
+    """The value of a model that a key names; None where it has none, as the best has no difference."""
+    found: Any = model
+    for name in key.split("."):
+        if name not in found:
+            return None
+        found = found[name]
+    return float(found["value"] if isinstance(found, dict) else found)
+
+
 def exceeded(report: dict[str, Any], above: dict[str, float], below: dict[str, float]) -> list[str]:
     """Where a value is beyond a limit, or not known; each as a sentence."""
     found = []
     for model in report["models"]:
         for limits, word in ((above, "above"), (below, "below")):
             for key, limit in limits.items():
-                value = float(model[key])
+                value = value_at(model, key)
+                if value is None:
+                    continue
                 if math.isnan(value):
                     found.append(f"{model['name']}: {key} is not known, and must not be {word} {limit:g}")
                 elif value > limit if word == "above" else value < limit:

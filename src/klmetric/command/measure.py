@@ -10,9 +10,11 @@ from torch import Tensor
 
 from klmetric.command.batch import Batch, Read, measure_batch
 from klmetric.command.comparison import Comparison, Measured, Task, together
+from klmetric.command.fields import BAND_NAMES
 from klmetric.rows.rows import Rows
+from klmetric.saved.array import IGNORED, Saved
 from klmetric.summary import KLDivergenceSummary
-from klmetric.totals import paired, pairs
+from klmetric.totals import moments, pairs
 
 # Bytes of one file that are held at once, by all threads.
 BATCHES = 2**25
@@ -25,7 +27,7 @@ PADDED = 2**20
 def empty(task: Task) -> Comparison:
     """Nothing measured yet."""
 
-    def summary() -> KLDivergenceSummary:
+    def summary(top: int = 0) -> KLDivergenceSummary:
         options = {name: getattr(task.options, name) for name in ("input_format", "direction", "temperature", "eps")}
         # Rows that are no distributions have been refused before they come here, or are left out.
         one = KLDivergenceSummary(
@@ -33,14 +35,21 @@ def empty(task: Task) -> Comparison:
             base=task.base,
             nan_strategy="ignore",
             quantiles=task.quantiles,
-            top=task.top,
+            top=top,
             sync_on_compute=False,
         )
         one.set_dtype(torch.float64)
         return one
 
-    models = [Measured(saved, summary(), {name: summary() for name in task.label_names}) for saved in task.models]
-    return Comparison(task, models, {pair: paired.empty() for pair in combinations(range(len(models)), 2)})
+    def measured(saved: Saved) -> Measured:
+        groups, bands = ({name: summary() for name in names} for names in (task.label_names, bands_of))
+        delta_p = (summary(), summary()) if "delta_p" in task.fields else ()
+        return Measured(saved, summary(task.top), groups, bands, delta_p, moments.empty(len(task.fields)))
+
+    bands_of = BAND_NAMES if task.has_bands else ()
+    models = [measured(saved) for saved in task.models]
+    nothing = moments.empty(1 + len(task.compared))
+    return Comparison(task, models, dict.fromkeys(combinations(range(len(models)), 2), nothing))
 
 
 def measure_share(
@@ -106,9 +115,12 @@ def _batches(task: Task, row: int, end: int, is_interrupted: Callable[[], bool])
 
 def _read_in_order(task: Task, start: int, stop: int) -> Read:
     every = (task.reference, *task.models)
+    weight = torch.ones(stop - start) if task.weight is None else task.weight(start, stop)
+    targets = None if task.targets is None else task.targets(start, stop)
     return Read(
-        torch.ones(stop - start) if task.weight is None else task.weight(start, stop),
+        weight if targets is None else torch.where(targets == IGNORED, 0, weight),
         torch.zeros(stop - start, dtype=torch.int64) if task.labels is None else task.labels(start, stop),
+        targets,
         {id(saved): saved.read(start, stop) for saved in every if saved.is_sequential},
     )
 
@@ -119,28 +131,41 @@ def _add(result: Comparison, rows: Batch, lengths: Tensor) -> None:
     positions, is_even = task.reference.positions, task.reference.starts is None
 
     def of_samples(x: Tensor) -> Tensor:
-        """As (samples, positions), each filled up with 0 to the longest of all: no sum depends on others."""
+        """As (..., samples, positions), filled up with 0 to the longest of all: no sum depends on others."""
         if is_even:
-            return x.reshape(-1, positions)
+            return x.reshape(*x.shape[:-1], x.shape[-1] // positions, positions)
         places = torch.arange(positions) < lengths.unsqueeze(-1)
-        return x.new_zeros(places.shape).masked_scatter_(places, x)
+        filled = x.new_zeros(*x.shape[:-1], *places.shape)
+        filled[..., places] = x
+        return filled
 
-    weight, labels = of_samples(rows.weight), of_samples(rows.labels)
+    weight, labels, bands = of_samples(rows.weight), of_samples(rows.labels), of_samples(rows.bands)
+    all_kl, all_agrees, all_fields = of_samples(rows.kl), of_samples(rows.agrees), of_samples(rows.fields)
+    counts_1 = is_even and task.weight is None and task.targets is None
     for k, measured in enumerate(result.models):
-        kl, agrees = of_samples(rows.kl[k]), of_samples(rows.agrees[k])
-        measured.summary.add_rows(Rows(kl, None if is_even and task.weight is None else weight, agrees))
-        for number, group in enumerate(measured.groups.values()):
-            # Of all samples, so that they keep their numbers.
-            group.add_rows(Rows(kl, torch.where(labels == number, weight, 0), agrees))
+        kl, agrees, fields = all_kl[k], all_agrees[k], all_fields[k]
+        measured.summary.add_rows(Rows(kl, None if counts_1 else weight, agrees))
+        for numbers, parts in ((labels, measured.groups), (bands, measured.bands)):
+            for number, part in enumerate(parts.values()):
+                # Of all samples, so that they keep their numbers.
+                part.add_rows(Rows(kl, torch.where(numbers == number, weight, 0), agrees))
+        if task.fields:
+            valid = torch.where(kl.isnan(), 0, weight)
+            measured.moments = together(measured.moments, moments.of_rows(fields, valid))
+            if measured.delta_p:
+                delta = fields[task.fields.index("delta_p")]
+                for part, sign, counted in zip(measured.delta_p, (1, -1), (delta >= 0, delta < 0), strict=True):
+                    part.add_rows(Rows(sign * delta, torch.where(counted, valid, 0)))
         if bool(rows.clipped[k].any()):
             masses = torch.where(rows.kl[k].isnan(), 0, rows.clipped[k]) * rows.weight
             batch = torch.stack([pairs.total(mass) for mass in masses.double()], 1).flatten()
             measured.clipped = together(measured.clipped, batch)
     # Of the rows that count for all models.
-    common = of_samples(torch.where(rows.kl.isnan().any(0), 0, rows.weight)).double()
+    common = torch.where(all_kl.isnan().any(0), 0, weight)
+    places = [task.fields.index(name) for name in task.compared]
+    compared = torch.cat([all_kl.double().unsqueeze(1), all_fields[:, places]], 1)
     for (i, j), sums in result.differences.items():
-        batch = paired.of_rows(of_samples(rows.kl[i]), of_samples(rows.kl[j]), common)
-        result.differences[i, j] = together(sums, batch)
+        result.differences[i, j] = together(sums, moments.of_rows(compared[i] - compared[j], common))
     result.samples += len(lengths)
     result.step = max(result.step, rows.steps[0])
     for measured, step in zip(result.models, rows.steps[1:], strict=True):

@@ -3,17 +3,25 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from klmetric.command.arguments import Arguments, options_of
 from klmetric.command.checks import check_array, check_lengths, check_order, check_pair, looks_like
 from klmetric.command.comparison import Task
-from klmetric.command.limits import quantile_of
+from klmetric.command.fields import OF_CLASSES, OF_LLAMA, OF_TARGETS
+from klmetric.command.limits import asked_for, quantile_of
 from klmetric.options import Options
 from klmetric.saved.array import Choice, Saved
-from klmetric.saved.beside import labels_of, weights_of
+from klmetric.saved.beside import OfRows, labels_of, targets_of, weights_of
 from klmetric.saved.errors import InputError
 from klmetric.saved.open import open_saved
 from klmetric.saved.order import in_the_order_of
 from klmetric.summary import QUANTILES
+
+# What perplexities are made of.
+OF_TOKENS = "--targets, a recording or a file of llama.cpp, and no --eps"
+# Of language models, also these quantiles: llama.cpp has them.
+LOWER_QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25)
 
 
 def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
@@ -32,8 +40,11 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
         documents=arguments.documents,
     )
     reference = open_saved(arguments.paths[0], choice)
-    choice = replace(choice, columns=next(reversed(columns), None), classes=reference.columns)
+    of_reference = replace(choice, classes=reference.columns)
+    choice = replace(of_reference, columns=next(reversed(columns), None))
     models = [open_saved(path, choice) for path in arguments.paths[1:]]
+    if arguments.floor is not None:
+        models.append(open_saved(arguments.floor, of_reference))
     for saved in (reference, *models):
         check_array(saved)
     for model in models:
@@ -50,7 +61,10 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
         models = [in_the_order_of(reference.ids, model) for model in models]
     for model in models:
         check_lengths(reference, model)
-    quantiles = sorted({*QUANTILES, *(q for key in limits if (q := quantile_of(key)) is not None)})
+    targets, why_no_targets = _targets(arguments, [reference, *models])
+    fields = _fields(arguments, reference, targets is not None, asked_for(limits))
+    quantiles = {*QUANTILES, *(q for key in limits if (q := quantile_of(key)) is not None)}
+    quantiles |= {*LOWER_QUANTILES} if targets is not None else set()
     groups = arguments.groups
     labels, label_names = (None, []) if groups is None else labels_of(groups, reference, arguments.id_column)
     return Task(
@@ -58,7 +72,7 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
         models=models,
         options=_options(arguments, [reference, *models]),
         base=arguments.base,
-        quantiles=tuple(quantiles),
+        quantiles=tuple(sorted(quantiles)),
         top=arguments.worst,
         weight=weights_of(arguments.mask, arguments.weight, reference, arguments.id_column),
         labels=labels,
@@ -67,7 +81,53 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
         samples=min(reference.shape[0], arguments.limit or reference.shape[0]),
         batch_rows=arguments.batch_rows,
         is_checked=not arguments.no_check,
+        has_floor=arguments.floor is not None,
+        fields=fields,
+        has_bands=arguments.more,
+        targets=targets,
+        why_no_targets=why_no_targets,
     )
+
+
+def _targets(arguments: Arguments, every: list[Saved]) -> tuple[OfRows | None, str | None]:
+    """Those that were given, or that a file has; or why the latter cannot be taken."""
+    reference = every[0]
+    classes = arguments.classes or reference.classes
+    if arguments.targets is not None:
+        return targets_of(arguments.targets, reference, classes, arguments.id_column), None
+    known = next((saved.targets for saved in every if saved.targets is not None), None)
+    if known is None:
+        return None, None
+    if arguments.eps:
+        return None, "--eps changes q"
+    targets = torch.from_numpy(known.astype("int64"))
+    if not bool(((targets >= 0) & (targets < classes)).all()):
+        return None, f"a token is not among the {classes:,} classes"
+    return lambda start, stop: targets[start:stop], None
+
+
+def _fields(arguments: Arguments, reference: Saved, has_targets: bool, asked: set[str]) -> tuple[str, ...]:
+    """What is asked of each row, for what is to be shown and for limits of these values."""
+    fields: tuple[str, ...] = tuple(OF_CLASSES) if arguments.more or asked & OF_CLASSES.keys() else ()
+    if has_targets:
+        fields += tuple(OF_TARGETS)
+    # It is of a sum over all classes, in one direction.
+    has_theirs = reference.grid is not None and arguments.classes in (None, reference.classes)
+    if has_targets and has_theirs and (arguments.direction, arguments.temperature) == ("forward", 1):
+        fields += OF_LLAMA
+    missing = {
+        **dict.fromkeys(("perplexity", "ln_ratio", "delta_p"), not has_targets and OF_TOKENS),
+        "llama_cpp": "llama_cpp" not in fields and "a file of llama.cpp as the reference",
+        "above_floor": arguments.floor is None and "--floor",
+        "difference": len(arguments.paths) < 3 and "two models or more",
+    }
+    for part in sorted(asked):
+        if missing.get(part):
+            raise InputError(f"A limit of {part} needs {missing[part]}. Got none.")
+    if arguments.eps and asked & OF_CLASSES.keys():
+        names = ", ".join(sorted(asked & OF_CLASSES.keys()))
+        raise InputError(f"--eps must be 0 with limits of {names}, which are of q as it is. Got {arguments.eps:g}.")
+    return fields
 
 
 def _options(arguments: Arguments, every: list[Saved]) -> Options:

@@ -47,13 +47,14 @@ def merge_over_processes(result: Comparison, rank: int, processes: int, has_fail
         summary.totals = summary.totals.index_fill(0, torch.tensor(sketch.SEEN), end - begin)
     steps = [result.step, *(measured.step for measured in result.models)]
     head = torch.tensor([has_failed, result.samples, *steps], dtype=torch.float64)
-    sums = [*result.differences.values(), *(measured.clipped for measured in result.models)]
+    of_models = [part for measured in result.models for part in (measured.clipped, measured.moments)]
+    sums = [*result.differences.values(), *of_models]
     states = [head, *(summary.totals for summary in summaries), *sums]
     gathered = torch.stack(gather(torch.cat(states)))
     head, *parts = torch.split(gathered, [len(state) for state in states], 1)
     result.samples = int(head[:, 1].sum())
-    result.step, *of_models = head[:, 2:].amax(0).tolist()
-    for measured, step in zip(result.models, of_models, strict=True):
+    result.step, *steps = head[:, 2:].amax(0).tolist()
+    for measured, step in zip(result.models, steps, strict=True):
         measured.step = step
     for summary, part in zip(summaries, parts[: len(summaries)], strict=True):
         summary.totals = summary._merging()(part)
@@ -61,5 +62,5 @@ def merge_over_processes(result: Comparison, rank: int, processes: int, has_fail
     merged = iter([together(*part) for part in parts[len(summaries) :]])
     result.differences = {pair: next(merged) for pair in result.differences}
     for measured in result.models:
-        measured.clipped = next(merged)
+        measured.clipped, measured.moments = next(merged), next(merged)
     return not bool(head[:, 0].any())

@@ -6,9 +6,13 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from klmetric.command.comparison import Comparison, Measured
+from klmetric.command.estimates import delta_p_of, mean_of, perplexity_of
+from klmetric.command.fields import OF_CLASSES
 from klmetric.command.numbers import Z
 from klmetric.options import unit_name
 from klmetric.saved.array import Saved
+from klmetric.totals.histogram import Histogram, quantile, signed_quantile
+from klmetric.totals.moments import Means
 
 if TYPE_CHECKING:
     from klmetric.summary import KLDivergenceSummary
@@ -27,8 +31,29 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
         more_options: to name among the options.
     """
     task = comparison.task
-    values = [_values_of(measured.summary) for measured in comparison.models]
-    order = sorted(range(len(values)), key=lambda k: (math.isnan(values[k]["mean"]), values[k]["mean"]))
+    values = [_all_values_of(comparison, measured) for measured in comparison.models]
+    floor = len(values) - 1 if task.has_floor else None
+    ranked = range(len(values) - task.has_floor)
+    order = sorted(ranked, key=lambda k: (math.isnan(values[k]["mean"]), values[k]["mean"]))
+
+    def model(k: int) -> Value:
+        measured = comparison.models[k]
+        others = {"difference": order[0], **({} if floor is None else {"above_floor": floor})}
+        others = {key: other for key, other in others.items() if k not in (other, floor)}
+        return {
+            "name": names[k],
+            "path": measured.saved.name,
+            **_source(measured.saved),
+            **values[k],
+            **{key: _difference(comparison, k, other, names) for key, other in others.items()},
+            **_storage_error(comparison, measured),
+            **_unused_ids(task.reference, measured.saved),
+            **_same_arrays(task.reference, measured.saved),
+            **({"worst": _worst_of(measured.summary, task.reference)} if task.top else {}),
+            **_parts("groups", measured.groups),
+            **_parts("bands", measured.bands),
+        }
+
     options = {name: getattr(task.options, name) for name in ("direction", "temperature", "eps", "nan_strategy")}
     return {
         "schema": 1,
@@ -45,21 +70,9 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
             "classes": task.classes,
             **more_options,
         },
-        "models": [
-            {
-                "name": names[k],
-                "path": comparison.models[k].saved.name,
-                **_source(comparison.models[k].saved),
-                **values[k],
-                **_difference(comparison, k, order[0], names),
-                **_storage_error(comparison, comparison.models[k]),
-                **_unused_ids(task.reference, comparison.models[k].saved),
-                **_same_arrays(task.reference, comparison.models[k].saved),
-                **({"worst": _worst_of(comparison.models[k].summary, task.reference)} if task.top else {}),
-                **_groups(comparison.models[k]),
-            }
-            for k in order
-        ],
+        "models": [model(k) for k in order],
+        **({} if floor is None else {"floor": model(floor)}),
+        **({} if task.why_no_targets is None else {"no_targets": task.why_no_targets}),
     }
 
 
@@ -81,12 +94,32 @@ def _values_of(summary: "KLDivergenceSummary") -> Value:
     return {"mean": mean, "stderr": values.pop("stderr"), **interval, **values}
 
 
-def _difference(comparison: Comparison, k: int, best: int, names: list[str]) -> Value:
-    if k == best:
-        return {}
-    mean, error = comparison.difference(k, best)
+def _all_values_of(comparison: Comparison, measured: Measured) -> Value:
+    """Those of the divergence, and of the fields."""
+    values, unit = _values_of(measured.summary), comparison.unit
+    means = Means(measured.moments, comparison.task.fields)
+    if "nll" in means:
+        least = quantile(_divergences(measured.summary), 0) / unit
+        before = ("mean", "stderr", "low", "high", "max")
+        values = {name: values[name] for name in before} | {"min": least} | values
+        above, below = map(_divergences, measured.delta_p)
+        values["perplexity"] = perplexity_of(means)
+        values["delta_p"] = delta_p_of(means, lambda q: signed_quantile(above, below, q))
+    alone = [name for name in (*OF_CLASSES, "llama_cpp") if name in means]
+    return values | {name: mean_of(means, name, unit) for name in alone}
+
+
+def _divergences(summary: "KLDivergenceSummary") -> Histogram:
+    return summary._divergences(summary.totals)
+
+
+def _difference(comparison: Comparison, k: int, other: int, names: list[str]) -> Value:
+    """What model k has more than another one, over the same rows."""
+    means, unit = comparison.difference(k, other), comparison.unit
+    mean, error = means["kl"] / unit, means.error({"kl": 1.0}) / unit
     interval = {"low": mean - Z * error, "high": mean + Z * error}
-    return {"difference": {"to": names[best], "mean": mean, "stderr": error, **interval}}
+    fields = {name: mean_of(means, name, unit, is_difference=True) for name in comparison.task.compared}
+    return {"to": names[other], "mean": mean, "stderr": error, **interval, **fields}
 
 
 def _storage_error(comparison: Comparison, measured: Measured) -> Value:
@@ -129,5 +162,5 @@ def _worst_of(summary: "KLDivergenceSummary", reference: Saved) -> list[Value]:
     return found
 
 
-def _groups(measured: Measured) -> Value:
-    return {"groups": {name: _values_of(group) for name, group in measured.groups.items()}} if measured.groups else {}
+def _parts(key: str, parts: "dict[str, KLDivergenceSummary]") -> Value:
+    return {key: {name: _values_of(part) for name, part in parts.items()}} if parts else {}

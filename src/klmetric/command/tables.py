@@ -3,40 +3,55 @@
 import math
 from typing import Any
 
+from klmetric.command.estimates import DELTA_P
+from klmetric.command.fields import FIRST
 from klmetric.command.numbers import Z, number
 
 Value = dict[str, Any]
 Lines = list[list[str]]
 
 
-# Of a model, what is no line of its own.
-_SKIPPED = (
-    *(
-        "name",
-        "path",
-        "columns",
-        "difference",
-        "storage_error",
-        "clipped",
-        "unused_ids",
-        "same_arrays",
-        "worst",
-        "groups",
-    ),
-    *("low", "high"),
-)
+# Of a model, what is no line of the first table; nor is what consists of parts.
+_SKIPPED = ("name", "path", "columns", "unused_ids", "same_arrays", "low", "high")
+# The lines of the other tables: what, where it is in the report, and by what it is multiplied.
+_PERPLEXITY = [
+    ("perplexity of the reference", "perplexity.reference", 1),
+    ("perplexity", "perplexity.model", 1),
+    ("difference", "perplexity.difference", 1),
+    ("ratio", "perplexity.ratio", 1),
+    ("ln ratio", "perplexity.ln_ratio", 1),
+    ("more than the best", "difference.ln_ratio", 1),
+    ("above the floor", "above_floor.ln_ratio", 1),
+    ("correlation of log p and log q", "perplexity.correlation", 1),
+    ("KL as llama.cpp estimates it", "llama_cpp", 1),
+]
+_DELTA_P = [
+    ("mean", "delta_p.mean", 100),
+    ("more than the best", "difference.delta_p", 100),
+    ("above the floor", "above_floor.delta_p", 100),
+    ("root mean square", "delta_p.rms", 100),
+    *((name.replace("_", "."), f"delta_p.{name}", 100) for name in ("max", *reversed(DELTA_P), "min")),
+]
+_OTHERS = [
+    ("reverse KL(q‖p)", "reverse", 1),
+    ("Jensen-Shannon", "jensen_shannon", 1),
+    ("total variation", "total_variation", 1),
+    *((f"same top {k}, in order" if k > 1 else "same top 1", f"agreement_{k}", 1) for k in FIRST),
+]
 
 
 def _cells(models: list[Value]) -> list[tuple[str, list[str]]]:
     """The lines of the table: what, and its value for each model."""
     lines = []
-    for key in [key for key in models[0] if key not in _SKIPPED]:
+    for key in [key for key, value in models[0].items() if key not in _SKIPPED and not isinstance(value, (dict, list))]:
         lines.append((_label(key), [number(model[key]) for model in models]))
         if key == "mean":
             intervals = [_interval(model) for model in models]
             lines.append(("95 % interval", intervals))
-        if key == "stderr" and len(models) > 1:
-            lines.append(("more than the best", [_difference_cell(model) for model in models]))
+        if key == "stderr":
+            for label, part in (("more than the best", "difference"), ("above the floor", "above_floor")):
+                if any(part in model for model in models):
+                    lines.append((label, [_difference_cell(model, part) for model in models]))
     if any("storage_error" in model for model in models):
         errors = [model.get("storage_error") for model in models]
         lines.append(("added by storage", [f"{number(e['usual'])}" if e else "" for e in errors]))
@@ -48,15 +63,33 @@ def _interval(model: Value) -> str:
     return "not known" if math.isnan(model["low"]) else f"{number(model['low'])} to {number(model['high'])}"
 
 
-def _difference_cell(model: Value) -> str:
-    if "difference" not in model:
-        return ""
-    return _with_error(**{key: model["difference"][key] for key in ("mean", "stderr")})
+def _difference_cell(model: Value, part: str) -> str:
+    return _with_error(model[part]["mean"], model[part]["stderr"]) if part in model else ""
+
+
+def _lines(models: list[Value], wanted: list[tuple[str, str, int]]) -> Lines:
+    """Those of which any model has a value."""
+    lines = [[label, *(_cell(model, path, factor) for model in models)] for label, path, factor in wanted]
+    return [line for line in lines if any(line[1:])]
+
+
+def _cell(model: Value, path: str, factor: int) -> str:
+    """A value of the report, with half of its 95 % interval where it has one; nothing where it is not there."""
+    found: Any = model
+    for name in path.split("."):
+        if name not in found:
+            return ""
+        found = found[name]
+    if isinstance(found, dict):
+        return _with_error(factor * found["value"], factor * found["stderr"])
+    return number(factor * found)
 
 
 def _with_error(mean: float, stderr: float) -> str:
     """A mean and half of its 95 % interval."""
-    return "not known" if math.isnan(mean) else f"{number(mean)} ± {number(Z * stderr)}"
+    if math.isnan(mean):
+        return "not known"
+    return number(mean) if math.isnan(stderr) else f"{number(mean, Z * stderr)} ± {number(Z * stderr)}"
 
 
 def _label(key: str) -> str:
@@ -65,21 +98,31 @@ def _label(key: str) -> str:
 
 def sections_of(report: Value) -> list[tuple[str, list[str], Lines]]:
     """Every table: its title, its head and its lines."""
-    models = report["models"]
-    names = [model["name"] for model in models]
+    models, names = _columns(report)
     unit = report["unit"]
     title = f"KL divergence from {report['reference']} ({unit})"
     sections = [(title, ["", *names], [[label, *cells] for label, cells in _cells(models)])]
-    if "groups" in models[0]:
-        lines = [
-            [
-                group,
-                *(_with_error(model["groups"][group]["mean"], model["groups"][group]["stderr"]) for model in models),
-                number(models[0]["groups"][group]["count"]),
+    for title, wanted in (
+        ("Perplexity of the targets", _PERPLEXITY),
+        ("Δp: the probability of the target, less that in the reference (%)", _DELTA_P),
+        (f"Other measures (divergences in {unit})", _OTHERS),
+    ):
+        if lines := _lines(models, wanted):
+            sections.append((title, ["", *names], lines))
+    for title, key, what in (
+        (f"Means of the groups ({unit})", "groups", "group"),
+        (f"Means by the largest probability of the reference ({unit})", "bands", "from, to"),
+    ):
+        if key in models[0]:
+            lines = [
+                [
+                    part,
+                    *(_with_error(model[key][part]["mean"], model[key][part]["stderr"]) for model in models),
+                    number(models[0][key][part]["count"]),
+                ]
+                for part in models[0][key]
             ]
-            for group in models[0]["groups"]
-        ]
-        sections.append((f"Means of the groups ({unit})", ["group", *names, "count"], lines))
+            sections.append((title, [what, *names, "count"], lines))
     for model in models:
         if model.get("worst"):
             where = [key for key in model["worst"][0] if key != "kl"]
@@ -88,12 +131,21 @@ def sections_of(report: Value) -> list[tuple[str, list[str], Lines]]:
     return sections
 
 
+def _columns(report: Value) -> tuple[list[Value], list[str]]:
+    """The models and their names, the floor last."""
+    models, names = report["models"], [model["name"] for model in report["models"]]
+    return ([*models, report["floor"]], [*names, "floor"]) if "floor" in report else (models, names)
+
+
 def notes_of(report: Value) -> list[str]:
     """What is to be said to the tables."""
-    both = [(report["reference"], report), *((model["path"], model) for model in report["models"])]
+    columns, _ = _columns(report)
+    both = [(report["reference"], report), *((model["path"], model) for model in columns)]
     sources = [f"{one['columns']} of {path}" for path, one in both if "columns" in one]
     notes = [f"{report['classes']:,} classes{': ' if sources else ''}{'; '.join(sources)}."]
-    for model in report["models"]:
+    if "no_targets" in report:
+        notes.append(f"No perplexity of the tokens: {report['no_targets']}.")
+    for model in columns:
         if model["infinite"]:
             notes.append(
                 f"{model['name']}: {model['infinite']:,} rows are infinite, and so is the mean: there q is 0 where p is"

@@ -17,6 +17,9 @@ from klmetric.options import Format
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
+# Stands for the target of a row that does not count, as in `torch.nn.functional.cross_entropy`.
+IGNORED = -100
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -32,6 +35,7 @@ class Saved:
         ids: of the rows, where there are any.
         input_format: where the file says what its numbers are.
         tokens: that the predictions are of, where the file says so.
+        targets: the class that came true in each row, where the file says so; `IGNORED` where none counts.
         others: gives the values of the columns of a table that are no classes.
         is_sequential: whether it is read from the beginning on, by one thread.
         grid: gives, where log-probabilities are rounded to an even grid, for each of a stretch of rows the distance
@@ -51,6 +55,7 @@ class Saved:
     ids: Array | None = None
     input_format: Format | None = None
     tokens: Array | None = None
+    targets: Array | None = None
     others: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
     is_sequential: bool = False
     grid: Callable[[int, int], Tensor] | None = None

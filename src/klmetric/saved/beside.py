@@ -1,4 +1,4 @@
-"""What lies beside predictions: masks, weights and groups, one entry for each sample or for each row."""
+"""What lies beside predictions: masks, weights, targets and groups, one entry for each sample or for each row."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klmetric.saved.array import Array, Choice, Saved
+from klmetric.saved.array import IGNORED, Array, Choice, Saved
 from klmetric.saved.errors import HeaderError, InputError, as_bad_input
 from klmetric.saved.names import are_running, listed
 from klmetric.saved.open import TABLES, kind_of, open_saved
@@ -44,6 +44,34 @@ def weights_of(
         return product
 
     return read
+
+
+def targets_of(path: Path, predictions: Saved, classes: int, id_column: str | None = None) -> OfRows:
+    """What gives the targets of rows from one number to another: the class that came true, or `IGNORED`.
+
+    They are in the order of the predictions, or have ids by which they are brought into it.
+    """
+    saved = _opened(path, "--targets", predictions, id_column)
+    samples = predictions.shape[0]
+    if predictions.rows > samples and saved.shape in ((samples,), (samples, 1)):
+        raise InputError(
+            f"--targets must have one entry for each row, {predictions.shape[:-1]}. Got shape {saved.shape} in {path}."
+            " Has each position a target of its own?"
+        )
+    read = _spread(saved, predictions, "--targets", path)
+
+    def checked(start: int, stop: int) -> Tensor:
+        values = read(start, stop)
+        whole = values.long()
+        good = (whole.double() == values.double()) & ((whole == IGNORED) | ((whole >= 0) & (whole < classes)))
+        if not bool(good.all()):
+            raise InputError(
+                f"--targets must be classes, from 0 to {classes - 1}, or {IGNORED} for rows that do not count. Got"
+                f" {values[~good][0].item():g} in {path}. Were they made with the same vocabulary?"
+            )
+        return whole
+
+    return checked
 
 
 def labels_of(path: Path, predictions: Saved, id_column: str | None) -> tuple[OfRows, list[str]]:

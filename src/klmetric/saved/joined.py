@@ -78,12 +78,19 @@ def joined(parts: list[Saved], documents: bool | None) -> Saved:
         shape=(samples, *first.shape[1:]),
         read=read,
         others={name: partial(_others, name, parts) for name in first.others if all(name in p.others for p in parts)},
-        ids=None if first.ids is None else np.concatenate([part.ids for part in parts if part.ids is not None]),
-        tokens=None if first.tokens is None else np.concatenate([x.tokens for x in parts if x.tokens is not None]),
+        ids=_one_after_the_other([part.ids for part in parts]),
+        tokens=_one_after_the_other([part.tokens for part in parts]),
+        targets=_one_after_the_other([part.targets for part in parts]),
         grid=None if first.grid is None else grid,
         starts=starts,
         arrays=tuple(array for part in parts for array in part.arrays),
     )
+
+
+def _one_after_the_other(arrays: list[Array | None]) -> Array | None:
+    """All of them, if every part has one."""
+    there = [array for array in arrays if array is not None]
+    return np.concatenate(there) if len(there) == len(arrays) else None
 
 
 def _check_rows_are_samples(parts: list[Saved]) -> None:

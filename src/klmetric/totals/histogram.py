@@ -14,6 +14,7 @@ large the numbers in the second and third are is known by the smallest and the l
 """
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -108,7 +109,30 @@ def quantile(histogram: Histogram, q: float) -> float:
         q: from 0 to 1.
     """
     cumulative = histogram.counts.cumsum(0)
-    n = int(cumulative[-1])
+    return _quantile(int(cumulative[-1]), lambda rank: _at(rank, histogram, cumulative), q)
+
+
+def signed_quantile(above: Histogram, below: Histogram, q: float) -> float:
+    """The same of numbers of either sign.
+
+    Args:
+        above: of those that are at least 0.
+        below: of the others, without their sign.
+        q: from 0 to 1.
+    """
+    of_above, of_below = (x.counts.cumsum(0) for x in (above, below))
+    negative, others = int(of_below[-1]), int(of_above[-1])
+
+    def at(rank: int) -> float:
+        if rank < negative:
+            return -_at(negative - 1 - rank, below, of_below)
+        return _at(rank - negative, above, of_above)
+
+    return _quantile(negative + others, at, q)
+
+
+def _quantile(n: int, at: Callable[[int], float], q: float) -> float:
+    """The quantile of n numbers, of which one gives that with so many before it in order."""
     if n == 0:
         return math.nan
     place = Fraction(q) * (n - 1)
@@ -116,11 +140,11 @@ def quantile(histogram: Histogram, q: float) -> float:
         place = Fraction(round(place))
     below = math.floor(place)
     share = float(place - below)
-    low = _at(below, histogram, cumulative)
+    low = at(below)
     # Between two neighbours in order, each of which is known to the accuracy of its bin.
     if share == 0 or low == math.inf:
         return low
-    high = _at(below + 1, histogram, cumulative)
+    high = at(below + 1)
     return low + share * (high - low)
 
 

@@ -5,6 +5,9 @@ of all chunks as int32; then, for each position of each chunk that is evaluated,
 one uint16 code for each class, padded to an even number. A log-probability is minimum + step * code.
 (ggml-org/llama.cpp, tools/perplexity/perplexity.cpp.) The file is known by its first bytes, whatever it is called.
 
+Chunks do not overlap. The positions of a chunk that are evaluated are n_ctx/2 ... n_ctx - 2, counted from 0, and each
+predicts the next token: the targets are the tokens n_ctx/2 + 1 ... n_ctx - 1.
+
 A row spans 65,535 steps. If its log-probabilities span more than 16 nats (24 in ik_llama.cpp, whose files look the
 same), the lower ones are clipped: they get the code 0, and are only known to lie at the minimum or below. The others
 are true log-probabilities, of a normaliser that has seen every class.
@@ -12,6 +15,7 @@ are true log-probabilities, of a normaliser that has seen every class.
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +92,23 @@ def open_kld(path: Path, choice: Choice) -> Saved:
         return scales(records(start, stop)).double()
 
     shape = (chunks, positions, classes)
-    return Saved(str(path), shape, torch.float32, read, input_format="log_probs", tokens=tokens, grid=grid)
+    known: Any = {"tokens": tokens, "targets": tokens.reshape(chunks, context)[:, context - positions :].flatten()}
+    return Saved(str(path), shape, torch.float32, read, input_format="log_probs", grid=grid, **known)
+
+
+def their_estimate(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """The divergence of each row as `llama-perplexity --kl-divergence` has it, in float64.
+
+    It is the sum of p (log p - log q) over the classes with log p > -16, of p as it is saved: it is not normalised, and
+    what is clipped or below is left out, so that it may be negative.
+
+    Args:
+        log_p: as the file of the reference has it, shape (rows, classes).
+        log_q: log-probabilities of the model.
+    """
+    log_p = log_p.double()
+    terms = log_p.exp() * (log_p - log_q)
+    return torch.where(log_p > -LEAST_WINDOW, terms, 0).sum(-1)
 
 
 def storage_error(step_of_p: float, step_of_q: float, mean: float) -> tuple[float, float]:

@@ -89,8 +89,8 @@ def open_recording(path: Path, choice: Choice) -> Saved:
             " same command goes on from there."
         )
     saved = joined([opened() for file in shards for _, opened in open_safetensors(file, choice)], None)
-    tokens = load_file(folder / TOKENS)["tokens"].flatten().numpy()
-    saved = replace(saved, tokens=tokens, input_format="logits")
+    tokens = load_file(folder / TOKENS)["tokens"].numpy()
+    saved = replace(saved, tokens=tokens.flatten(), targets=tokens[:, 1:].flatten(), input_format="logits")
     if not has_head:
         return saved
     head = Head(**load_file(folder / HEAD), scale=about["scale"], softcap=about["softcap"])
