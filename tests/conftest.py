@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterator
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 from processes import Processes
+
+# Where there is no accelerator, an interpreter runs the kernels of Triton, on the CPU. Triton asks when it is imported.
+if not (torch.cuda.is_available() or torch.xpu.is_available()):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,7 @@ from processes import forked
 
 from klmetric import __version__
 from klmetric.__main__ import main
-from klmetric.arithmetic.level import level
+from klmetric.arithmetic.level import level, on_accelerators
 from klmetric.command import compare, output
 
 
@@ -42,14 +42,16 @@ def here(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_version(tmp_path):
-    serves = level() or "plain"
-    assert klmetric("--version", cwd=tmp_path).stdout == f"klmetric {__version__} (kernel: {serves})\n"
+    kernels = f"kernel: {level() or 'plain'}, on accelerators: {on_accelerators() or 'plain'}"
+    assert klmetric("--version", cwd=tmp_path).stdout == f"klmetric {__version__} ({kernels})\n"
 
 
 @pytest.mark.slow
 def test_version_says_which_kernel_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("KLMETRIC_KERNEL", "plain")
-    assert klmetric("--version", cwd=tmp_path).stdout == f"klmetric {__version__} (kernel: plain)\n"
+    assert klmetric("--version", cwd=tmp_path).stdout == (
+        f"klmetric {__version__} (kernel: plain, on accelerators: plain)\n"
+    )
     if level() not in (None, "neon"):
         monkeypatch.setenv("KLMETRIC_KERNEL", "fast")
         done = klmetric("--version", cwd=tmp_path)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from klmetric.arithmetic import bounded, native, plain
+from klmetric.arithmetic import accelerator, bounded, native, plain
 from klmetric.arithmetic.gradient import in_blocks
 from klmetric.arithmetic.level import level
 from klmetric.arithmetic.native import Measured, Totals
@@ -35,6 +35,10 @@ def measure_rows(
         totals: those to make in the same pass, where there is a kernel.
         before: what to add them to, on the CPU.
     """
+    if not p.is_cpu and not is_recorded() and not has_gradient(p, q):
+        found = accelerator.measure_if_it_serves(p, q, options, agrees)
+        if found is not None:
+            return Measured(*found)
     if not p.is_cpu or is_recorded():
         kl = _recorded(p, q, options)
     elif has_gradient(p, q):

@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LIBRARY = Path(__file__).parent / f"kernel.{ {'win32': 'dll', 'darwin': 'dylib'}.get(sys.platform, 'so') }"
@@ -29,3 +30,14 @@ def level() -> str | None:
         can = ", ".join(("plain", *LEVELS[: best + 1]))
         raise ValueError(f"KLMETRIC_KERNEL must be a level that this processor can run: {can}. Got {asked!r}.")
     return asked or LEVELS[best]
+
+
+@cache
+def on_accelerators() -> str | None:
+    """What serves on an accelerator, should there be one: the kernel in Triton, of which version; None without it."""
+    if os.environ.get("KLMETRIC_KERNEL") == "plain":
+        return None
+    try:
+        return f"triton {version('triton')}"
+    except PackageNotFoundError:
+        return None

@@ -32,8 +32,8 @@ class Measured(NamedTuple):
     """What is known of rows.
 
     Attributes:
-        kl: the divergence of each in nats, shape (...); NaN where a row is no pair of distributions. On the CPU in
-            float64, elsewhere in the dtype that p and q promote to, at least float32.
+        kl: the divergence of each in nats, shape (...); NaN where a row is no pair of distributions. By a kernel, and
+            on the CPU, in float64, elsewhere in the dtype that p and q promote to, at least float32.
         agrees: whether p and q have the same most likely class, the first one of equals; None where nobody asked.
         totals: of all of them; None where they did not come at once.
     """

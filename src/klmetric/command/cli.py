@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from klmetric import __version__
-from klmetric.arithmetic.level import level
+from klmetric.arithmetic.level import level, on_accelerators
 from klmetric.command.arguments import Arguments, check
 from klmetric.command.ending import BAD_INPUT, INTERRUPTED, leave_with_processes
 from klmetric.command.limits import LIMIT
@@ -50,7 +50,8 @@ app = typer.Typer(
 def _version(wanted: bool) -> None:
     if wanted:
         try:
-            typer.echo(f"klmetric {__version__} (kernel: {level() or 'plain'})")
+            kernels = f"kernel: {level() or 'plain'}, on accelerators: {on_accelerators() or 'plain'}"
+            typer.echo(f"klmetric {__version__} ({kernels})")
         except ValueError as error:  # of KLMETRIC_KERNEL
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(BAD_INPUT) from error
@@ -65,7 +66,7 @@ def main(
             "--version",
             callback=_version,
             is_eager=True,
-            help="Print the version, and which level of the kernel serves.",
+            help="Print the version, and which kernels serve.",
         ),
     ] = False,
 ) -> None:
