@@ -20,6 +20,7 @@ from klmetric.arithmetic.level import JOB, LIBRARY, level
 from klmetric.options import DIRECTIONS
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+TOP = 1, 5, 10  # of the most likely classes, as kernel/statistics.h has it
 # A thread takes whole groups of rows, and not fewer numbers than pay for it.
 GROUP, LEAST = 16, 2**16
 # Totals to be made of rows, as klmetric.totals lays them out: their number, how many of the worst rows are among them,
@@ -44,13 +45,14 @@ class Measured(NamedTuple):
 
 
 @cache
-def _functions(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+def _functions(name: str) -> tuple[Callable[..., None], ...]:
     library = ctypes.CDLL(str(LIBRARY))
-    rows, add = library[f"klmetric_rows_{name}"], library[f"klmetric_add_{name}"]
+    functions = rows, add, more = [library[f"klmetric_{what}_{name}"] for what in ("rows", "add", "statistics")]
     rows.argtypes = [ctypes.c_char_p, *[ctypes.c_void_p] * 7, ctypes.c_int64, ctypes.c_int64]
     add.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_int64]
-    rows.restype = add.restype = None
-    return rows, add
+    more.argtypes = [ctypes.c_char_p, *[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_int64]
+    rows.restype = add.restype = more.restype = None
+    return tuple(functions)
 
 
 @cache
@@ -102,7 +104,7 @@ def measure(
     weight = None if weight is None or sums is None else weight.to(torch.float64).resolve_neg().contiguous()
     before = None if before is None else before.contiguous()
     weight_at, same_at, before_at, sums_at = [None if x is None else x.data_ptr() for x in (weight, same, before, sums)]
-    (run, _), data, kl_at, tasks = _functions(level() or ""), (p.data_ptr(), q.data_ptr()), kl.data_ptr(), 1
+    (run, *_), data, kl_at, tasks = _functions(level() or ""), (p.data_ptr(), q.data_ptr()), kl.data_ptr(), 1
     if p.numel() >= 2 * LEAST:
         tasks = min(threads or torch.get_num_threads(), p.numel() // LEAST, -(-n // GROUP))
     if tasks > 1:  # they measure, and then one adds up: in the same order, whatever their number
@@ -139,6 +141,17 @@ def _job(shape: Any, sides: Any, direction: str, temperature: float, totals: Tot
 def add(a: Tensor, b: Tensor, top: int = 0) -> Tensor:
     """Totals of two stretches of data as those of both, in a new tensor; with so many of the worst rows."""
     a, b = a.contiguous(), b.contiguous()
-    sums, (_, run) = torch.empty_like(a), _functions(level() or "")
+    sums, (_, run, _) = torch.empty_like(a), _functions(level() or "")
     run(a.data_ptr(), b.data_ptr(), sums.data_ptr(), a.numel(), top)
     return sums
+
+
+def statistics(p: Tensor, q: Tensor, formats: tuple[str, str], temperature: float) -> tuple[Tensor, Tensor]:
+    """The numbers of `klmetric.arithmetic.statistics`, shape (..., 6), and the agreements, shape (..., 3)."""
+    p, q = p.resolve_neg(), q.resolve_neg()
+    sides = (p.stride(), p.dtype, formats[0]), (q.stride(), q.dtype, formats[1])
+    job, shape, n = _job(p.shape, sides, "forward", temperature, NO_TOTALS)
+    numbers, agree = torch.empty(*shape, 6, dtype=torch.float64), torch.empty(*shape, 3, dtype=torch.bool)
+    _, _, run = _functions(level() or "")
+    run(job, p.data_ptr(), q.data_ptr(), numbers.data_ptr(), agree.data_ptr(), 0, n)
+    return numbers, agree

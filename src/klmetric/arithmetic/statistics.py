@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from klmetric.arithmetic import plain
+from klmetric.arithmetic import native, plain
 from klmetric.arithmetic.matrices import matrices_of
 
 # Elements of rows that are taken at once, and of a sum: see `klmetric.arithmetic.bounded.BLOCK`.
@@ -38,6 +38,7 @@ class Statistics(NamedTuple):
         total_variation: half the sum of |p - q|; at most 1.
         log_mass_p: logarithm of the sum of p as it stands, its exponentials at this temperature for logits and
             log-probabilities: what to subtract from one of them, divided by the temperature, for its log-probability.
+            It is within 1e-6 of what it is, and 1e-13 where p or q is float64.
         log_mass_q: likewise.
         confidence: the largest probability of p.
         agree: bool, shape (..., len(ks)): whether the k most likely classes are the same, in the same order; of equally
@@ -69,6 +70,10 @@ def statistics(
         temperature: divides logits and log-probabilities of both; probabilities go to the power 1/temperature.
         ks: numbers of most likely classes.
     """
+    if native.serves(p, q) and set(ks) <= set(native.TOP):
+        of_rows, same = native.statistics(p, q, formats, temperature)
+        same = same[..., [native.TOP.index(k) for k in ks]]
+        return Statistics._make([*of_rows.movedim(-1, 0).contiguous(), same])
     shape = p.shape[:-1]
     names = Statistics._fields[:-1]
     numbers = [torch.empty(shape, dtype=torch.float64) for _ in names]

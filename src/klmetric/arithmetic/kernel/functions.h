@@ -117,6 +117,10 @@ template <class V> INLINE V log(V x) { // of any number: log 0 = -inf, of negati
   r = x == 0. ? none - double(INF) : x < 0. ? none + double(NOT_A_NUMBER) : r;
   return ((x == double(INF)) | (x != x)) ? x : r;
 }
+INLINE D psi(D u, D ratio) { // far from 0 the difference has the digits that its sums need
+  D near = (u * u) * (1. / 2 - u * (1. / 3 - u * (1. / 4 - u * (1. / 5 - u * (1. / 6 - u * (1. / 7))))));
+  return ((u < 1e-3) & (u > -1e-3)) ? near : u - log(ratio);
+}
 INLINE double log(double x) { return log(D{} + x)[0]; }
 INLINE double log1p(double x) { return log1p(D{} + x)[0]; }
 

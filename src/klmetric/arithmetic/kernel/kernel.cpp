@@ -1,5 +1,6 @@
-// The entrances: two functions a level (LEVEL is its name), compiled for the registers of that level.
+// The entrances: three functions a level (LEVEL is its name), compiled for the registers of that level.
 #include "rows.h"
+#include "statistics.h"
 #include "totals.h"
 #include "worst.h"
 
@@ -29,16 +30,23 @@ void add_first(const double *before, const double *totals, double *to, int64_t s
   for (int i = CLUSTERS; i < LARGEST; i++) to[i] = before[i] + totals[i];
 }
 
+// After the plan stand the sizes of the axes, then their steps in p and in q.
+Job job_of(const Job &plan, const void *p, const void *q) {
+  Job job = plan;
+  job.sizes = (const int64_t *)(&plan + 1), job.p.steps = job.sizes + job.axes, job.q.steps = job.p.steps + job.axes;
+  job.p.data = p, job.q.data = q;
+  return job;
+}
+
 } // namespace
 
-// Measures the rows from `start` to `stop`, and makes totals of them and of those `before`. After the plan stand the
-// sizes of the axes, then their steps in p and in q. Without p, the divergences are known already.
+// Measures the rows from `start` to `stop`, and makes totals of them and of those `before`. Without p, the divergences
+// are known already.
 EXPORT void JOIN(klmetric_rows_, LEVEL)(const Job &plan, const void *p, const void *q, const double *weight, double *kl,
                                         bool *agrees, const double *before, double *to, int64_t start, int64_t stop) {
-  Job job = plan;
+  Job job = job_of(plan, p, q);
   double own[BINS], none[BINS] = {};
-  job.sizes = (const int64_t *)(&plan + 1), job.p.steps = job.sizes + job.axes, job.q.steps = job.p.steps + job.axes;
-  job.p.data = p, job.q.data = q, job.weight = weight, job.totals = job.size < BINS ? own : to;
+  job.weight = weight, job.totals = job.size < BINS ? own : to;
   none[SMALLEST] = -D_INF;
   int64_t worst_from = job.size - 3 * job.top;
   for (int64_t i = 0; to && i < BINS; i++) job.totals[i] = 0;
@@ -78,4 +86,17 @@ EXPORT void JOIN(klmetric_add_, LEVEL)(const double *before, const double *total
   int64_t worst = size - 3 * top;
   for (int64_t i = BINS; i < worst; i++) to[i] = before[i] + totals[i];
   Worst{to + worst, top}.merge(before + worst, totals + worst, before[SEEN]);
+}
+
+// What else is known of the rows from `start` to `stop`.
+EXPORT void JOIN(klmetric_statistics_, LEVEL)(const Job &plan, const void *p, const void *q, Statistics *out, bool *agrees,
+                                              int64_t start, int64_t stop) {
+  Job job = job_of(plan, p, q);
+  Scale scale(job.temperature);
+  Scratch scratch;
+  for (int64_t r = start; r < stop; r++) {
+    Row row_p, row_q;
+    rows_of(job, job.p, r, 1, &row_p), rows_of(job, job.q, r, 1, &row_q);
+    out[r] = statistics_of(job, row_p, row_q, scale, scratch, agrees + SIZES_OF_TOP * r);
+  }
 }

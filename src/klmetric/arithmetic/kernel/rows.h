@@ -106,20 +106,27 @@ APART Part merge(const Part *parts, int n) {
   return whole;
 }
 
-INLINE Part careful_block(Row p, Row q, int64_t at, int n, const Scale &scale, Scratch &k, Leader *leaders) {
+// A block in double as logarithms, filled up to whole vectors, so many in all; `look` sees the numbers as they were.
+template <class Look> INLINE int read_logs(Row r, int64_t at, int n, double *x, Look look) {
   int full = (n + DOUBLES - 1) / DOUBLES * DOUBLES;
-  auto logs = [&](Row r, double *x, Leader *leader) {
-    bool probs = r.side->format == PROBS;
-    read(r, at, x, 1, n);
-    for (int i = n; i < full; i++) x[i] = probs ? 0 : -D_INF;
-    if (leader) {
+  bool probs = r.side->format == PROBS;
+  read(r, at, x, 1, n);
+  for (int i = n; i < full; i++) x[i] = probs ? 0 : -D_INF;
+  look(x);
+  for (int i = 0; probs && i < full; i += DOUBLES) store(x + i, log(load<D>(x + i)));
+  return full;
+}
+INLINE Part careful_block(Row p, Row q, int64_t at, int n, const Scale &scale, Scratch &k, Leader *leaders) {
+  auto into = [&](int side) {
+    return [=](const double *x) {
+      if (!leaders) return;
       D top = load<D>(x);
-      for (int i = DOUBLES; i < full; i += DOUBLES) top = larger(load<D>(x + i), top);
-      follow(*leader, x, n, at, largest(top));
-    }
-    for (int i = 0; probs && i < full; i += DOUBLES) store(x + i, log(load<D>(x + i)));
+      for (int i = DOUBLES; i < n; i += DOUBLES) top = larger(load<D>(x + i), top);
+      follow(leaders[side], x, n, at, largest(top));
+    };
   };
-  logs(p, k.p, leaders), logs(q, k.q, leaders ? leaders + 1 : nullptr);
+  int full = read_logs(p, at, n, k.p, into(0));
+  read_logs(q, at, n, k.q, into(1));
   return careful(k.p, k.q, nullptr, full, scale.tau);
 }
 

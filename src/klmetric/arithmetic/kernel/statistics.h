@@ -1,0 +1,163 @@
+// What else tells two rows apart: a second look at their blocks, once their masses are known.
+//
+// With M = (p + q) / 2, r = (q - p) / (p + q) and psi(u) = u - log(1 + u), class by class:
+//     KL(q || p) = sum M (2 r^2 - (1 + r) (psi(r) - psi(-r))),
+//     Jensen-Shannon = 1/2 sum M (2 r^2 - (1 + r) psi(r) - (1 - r) psi(-r)), total variation = sum M |r|.
+// They are q log(q/p) + p - q and so on, written so that near r = 0 only a bit is lost to a difference.
+#pragma once
+#include "rows.h"
+
+namespace {
+
+constexpr int MOST_LIKELY = 10;
+constexpr int SIZES_OF_TOP = 3, TOP[SIZES_OF_TOP] = {1, 5, MOST_LIKELY};
+// Of one row, in the order of `Statistics` in statistics.py.
+struct Statistics { double reverse, jensen_shannon, total_variation, log_mass_p, log_mass_q, confidence; };
+
+// The classes from the most likely one on, the first of equals first.
+struct Ranking {
+  double value[MOST_LIKELY];
+  int64_t place[MOST_LIKELY];
+  int count = 0;
+  template <class T> INLINE void add(const T *x, int n, int64_t at) {
+    typedef T V __attribute__((vector_size(64)));
+    constexpr int lanes = 64 / sizeof(T);
+    int i = 0;
+    for (T least = least_of(x, n); i + lanes <= n; i += lanes) {
+      if (!any(load<V>(x + i) >= least)) continue;
+      for (int j = i; j < i + lanes; j++) if (x[j] >= least) insert(double(x[j]), at + j);
+      if (count == MOST_LIKELY) least = T(value[MOST_LIKELY - 1]) > least ? T(value[MOST_LIKELY - 1]) : least;
+    }
+    for (; i < n; i++) insert(double(x[i]), at + i);
+  }
+  // What a class must have to be among them: of the first block, whose sixteen parts each have a largest class, so much
+  // that enough of these do.
+  template <class T> INLINE T least_of(const T *x, int n) const {
+    if (count == MOST_LIKELY) return T(value[MOST_LIKELY - 1]);
+    if (n < 2 * 16) return T(-D_INF);
+    T largest[16];
+    for (int k = 0; k < 16; k++) largest[k] = x[k];
+    for (int i = 16; i + 16 <= n; i += 16) for (int k = 0; k < 16; k++) largest[k] = x[i + k] > largest[k] ? x[i + k] : largest[k];
+    for (int k = 1; k < 16; k++) {
+      T y = largest[k];
+      int j = k;
+      for (; j > 0 && y > largest[j - 1]; j--) largest[j] = largest[j - 1];
+      largest[j] = y;
+    }
+    return largest[MOST_LIKELY - 1];
+  }
+  INLINE void insert(double x, int64_t at) {
+    if (count == MOST_LIKELY && !(x > value[MOST_LIKELY - 1])) return;
+    int k = count < MOST_LIKELY ? count++ : MOST_LIKELY - 1;
+    for (; k > 0 && x > value[k - 1]; k--) value[k] = value[k - 1], place[k] = place[k - 1];
+    value[k] = x, place[k] = at;
+  }
+  bool agrees(const Ranking &other, int k) const {
+    for (int i = 0; i < k && i < count; i++) if (place[i] != other.place[i]) return false;
+    return true;
+  }
+};
+
+constexpr float ATANH_NEAR[] = {1.f / 3, 1.f / 5, 1.f / 7, 1.f / 9}, BOTH_NEAR[] = {1.f, 1.f / 6, 1.f / 15, 1.f / 28};
+template <class V> struct Terms {
+  V reverse{}, jensen_shannon{}, total_variation{};
+  // p, q and q - p, which near p = q has more digits than their difference.
+  INLINE void add(V p, V q, V d) {
+    V both = p + q, inverse = both > 0 ? 1 / both : V{}, r = d * inverse, up = 2 * q * inverse, down = 2 * p * inverse;
+    V a = q > 0 ? psi(r, up) : V{}, b = p > 0 ? psi(-r, down) : V{};
+    reverse += p > 0 ? both * (r * r - (up / 2) * (a - b)) : V{};
+    jensen_shannon += both * ((2 * r * r - up * a) - down * b), total_variation += d > 0 ? d : -d;
+  }
+  // Of p and t = log(q / p), |t| <= NEAR: the series of all three in r = tanh(t / 2).
+  INLINE void add_near(V p, V t) {
+    V e = fma(t * t, polynomial(G, t), t), r = e / (e + 2.f), rr = r * r, both = fma(p, e, p + p);
+    V cubic = rr * r * polynomial(ATANH_NEAR, rr);
+    reverse = fma(both, fma(r, cubic, rr + cubic), reverse), jensen_shannon = fma(both * rr, polynomial(BOTH_NEAR, rr), jensen_shannon);
+    total_variation += p * (e > 0 ? e : -e);
+  }
+  INLINE void add_to(Statistics &s) const {
+    s.reverse += total(reverse), s.jensen_shannon += total(jensen_shannon) / 4;
+    s.total_variation += total(total_variation) / 2;
+  }
+};
+
+// Of one block, with what two rows come to as a whole: log mass of p, that of q less that of p, and 1/T.
+struct Whole { double log_mass, apart, tau; };
+
+// Of logits in float, where no p is so small beside its q that float does not hold their quotient. `lost` is the largest
+// logit of q of the classes without p.
+APART bool terms_in_float(const Floats &block, const Scale &s, const Whole &row, Terms<F> &terms, F &lost) {
+  float top_p = float(row.log_mass / row.tau), top_q = float((row.log_mass + row.apart) / row.tau);
+  if (!(top_p > -s.reach && top_p < s.reach && top_q > -s.reach && top_q < s.reach)) return false;
+  Exponential base(s, all(top_p)), base_q(s, all(top_q));
+  F of_p = all(float(exp(D{} + (base.k[0] * LN2_D - row.log_mass))[0])), none = all(-INF);
+  F of_q = all(float(exp(D{} + (base_q.k[0] * LN2_D - row.log_mass - row.apart))[0]));
+  double apart = row.apart / row.tau;
+  F shift = all(float(apart)), rest = all(float(apart - double(float(apart))));
+  I fit = ~I{};
+  each(block, [&](F x, F y, int i, int) EACH {
+    F p = exp(x, s, base) * of_p, d = y - x, t = ((d - shift) + (lost_in(d, y, x) - rest)) * s.factor;
+    ahead(block, i);
+    if (!any(~((t < NEAR) & (t > -NEAR)))) return terms.add_near(p, t);
+    F q = exp(y, s, base_q) * of_q;
+    I is_p = x > none, near = (t < 1.f) & (t > -1.f);
+    t = near ? t : F{};
+    terms.add(p, q, near ? p * (t + phi(t)) : q - p);
+    lost = larger(is_p ? none : y, lost), fit &= ~is_p | (p >= q * TINY);
+  });
+  return !any(~fit);
+}
+APART void terms_in_double(const double *a, const double *b, int n, const Whole &row, Terms<D> &terms, D &lost) {
+  each<DOUBLES>(n, [&](int i, int) EACH {
+    D x = load<D>(a + i), y = load<D>(b + i), d = y - x, none = D{} - D_INF;
+    D p = exp(x * row.tau - row.log_mass), q = exp((y * row.tau - row.log_mass) - row.apart);
+    D t = (d * row.tau - row.apart) + lost_in(d, y, x) * row.tau;
+    L near = (t < NEAR_D) & (t > -NEAR_D);
+    t = near ? t : D{};
+    terms.add(p, q, near ? p * (t + t * t * polynomial(G_D, t)) : q - p);
+    lost = larger(x > none ? none : y, lost);
+  });
+}
+
+Statistics statistics_of(const Job &job, Row p, Row q, const Scale &scale, Scratch &k, bool *agrees) {
+  double kl;
+  Part part = part_of_row(job, p, q, scale, k, nullptr);
+  finish(&part, 1, &kl);
+  Ranking first, second;
+  double l = log1p(part.sum) + part.extra, log_mass = part.top + log(part.mass), lost = -D_INF;
+  Whole row{log_mass, part.centre + log(part.ratio) + l, scale.tau};
+  if (part.edge > -D_INF) { // then a part says nothing of the mass of q
+    Part back = part_of_row(job, q, p, scale, k, nullptr);
+    row.apart = back.top + log(back.mass) - log_mass;
+  }
+  Statistics s{0, 0, 0, log_mass, log_mass + row.apart, 0};
+  bool fast = in_float(job) && job.p.format == LOGS && job.q.format == LOGS;
+  for (int64_t at = 0; at < job.classes; at += BLOCK) {
+    int n = job.classes - at < BLOCK ? int(job.classes - at) : BLOCK;
+    if (fast) {
+      Floats block = block_of(p, q, at, n, k);
+      Terms<F> terms;
+      F lost_here = all(-INF);
+      first.add(block.a, n, at), second.add(block.b, n, at);
+      if (terms_in_float(block, scale, row, terms, lost_here)) {
+        terms.add_to(s), lost = larger(lost, double(largest(lost_here)));
+        continue;
+      }
+    }
+    int full = read_logs(p, at, n, k.p, [&](const double *x) { if (!fast) first.add(x, n, at); });
+    read_logs(q, at, n, k.q, [&](const double *x) { if (!fast) second.add(x, n, at); });
+    Terms<D> terms;
+    D lost_here = D{} - D_INF;
+    terms_in_double(k.p, k.q, full, row, terms, lost_here);
+    terms.add_to(s), lost = larger(lost, largest(lost_here));
+  }
+  double largest = job.p.format == PROBS ? log(first.value[0]) : first.value[0];
+  s.confidence = exp(D{} + (largest * scale.tau - log_mass))[0];
+  s.jensen_shannon = smaller(s.jensen_shannon, LN2_D), s.total_variation = smaller(s.total_variation, 1.);
+  if (lost * scale.tau - s.log_mass_q > LEAST_LOG_P) s.reverse = D_INF;
+  if (kl != kl) s = {kl, kl, kl, kl, kl, kl};
+  for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = kl == kl && first.agrees(second, TOP[i]);
+  return s;
+}
+
+} // namespace
