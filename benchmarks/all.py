@@ -10,7 +10,19 @@ from pathlib import Path
 from side_by_side import RESULTS, machine
 
 HERE = Path(__file__).parent
-SCRIPTS = ("speed", "memory", "accuracy", "overhead", "drift", "sync", "summary", "compare", "head", "zeros")
+SCRIPTS = (
+    "speed",
+    "memory",
+    "accuracy",
+    "overhead",
+    "drift",
+    "sync",
+    "summary",
+    "compare",
+    "head",
+    "zeros",
+    "coverage",
+)
 HEAD = """# Benchmarks
 
 Written by `make bench`, from what the scripts of this folder print; the figures stand in `results/` as JSON as well.

@@ -7,12 +7,16 @@ import math
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from command import report_of, run
 from kld import write_kld
 from language import Value, normalised, of_classes, of_mean, of_targets, quantiles
 from trained import text
+
+from klmetric.command.numbers import number
 
 N_CTX = 50  # 24 positions, as the text has
 
@@ -165,6 +169,30 @@ class TestArrays:
         printed = run(files / "full.npy", tmp_path / "q.npy", "--targets", files / "targets.npy", "--markdown").stdout
         assert "| ratio | inf |" in printed
         assert not re.search("nan ±|± nan|inf ±", printed)
+
+    def test_documents_of_different_lengths(self, logits, targets, tmp_path):
+        lengths = np.random.default_rng(0).integers(1, 25, 60)
+        for name in ("full", "int8"):
+            np.savez(tmp_path / f"{name}.npz", **{f"doc{k}": logits[name][k, :n] for k, n in enumerate(lengths)})
+        np.save(tmp_path / "t.npy", np.concatenate([targets[k, :n] for k, n in enumerate(lengths)]))
+        arguments = (tmp_path / "full.npz", tmp_path / "int8.npz", "--key", "doc*", "--documents", "--more")
+        weight = (np.arange(24) < lengths[:, None]).astype(float)
+        p, q = (log_probs(logits[name]) for name in ("full", "int8"))
+        for rows in (1, 100):
+            report = report_of(*arguments, "--targets", tmp_path / "t.npy", "--batch-rows", rows)
+            agree(report["models"][0], of_targets(at(p, targets), at(q, targets), weight))
+            agree(report["models"][0], of_classes(p, q, weight))
+
+    def test_aligned_by_ids(self, logits, targets, tmp_path):
+        order = np.random.default_rng(0).permutation(60)
+        for name, rows in (("full", np.arange(60)), ("int8", order)):
+            columns = {f"p_{k}": logits[name][rows, 0, k] for k in range(100)}
+            pq.write_table(pa.table({"row": rows, **columns}), tmp_path / f"{name}.parquet")
+        pq.write_table(pa.table({"row": order[::-1], "token": targets[order[::-1], 0]}), tmp_path / "t.parquet")
+        arguments = (tmp_path / "full.parquet", tmp_path / "int8.parquet", "--id", "row")
+        model = report_of(*arguments, "--targets", tmp_path / "t.parquet")["models"][0]
+        p, q = (at(log_probs(logits[name]), targets)[:, :1] for name in ("full", "int8"))
+        agree(model, of_targets(p, q, np.ones((60, 1))))
 
 
 class TestMore:
@@ -439,3 +467,20 @@ class TestFloor:
             "--floor: There must be a file or a folder at no.npy"
             in run(files / "full.npy", files / "int8.npy", "--floor", "no.npy", code=2).stderr
         )
+
+
+@pytest.mark.parametrize(
+    ("value", "margin", "shown"),
+    [
+        (12345, 0.0, "12,345"),
+        (0.123456, 0.0, "0.1235"),
+        (0.99998643, 4.407e-07, "0.99998643"),
+        (1.0002502, 9.6e-05, "1.00025"),
+        (0.001, 5.0, "0.001"),
+        (2.5, 0.0, "2.5"),
+        (math.inf, 1.0, "inf"),
+        (1.0, 1e-300, "1"),
+    ],
+)
+def test_as_many_digits_as_are_known(value, margin, shown):
+    assert number(value, margin) == shown

@@ -128,3 +128,18 @@ def test_on_a_device_as_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch, "bincount", None)
     elsewhere = histogram.count(x.as_subclass(Elsewhere), x > 0.1, FINENESS)
     assert torch.equal(elsewhere.as_subclass(torch.Tensor), on_cpu)
+
+
+@pytest.mark.parametrize("q", [0, 0.001, 0.05, 0.3, 0.5, 0.7, 0.95, 1])
+@pytest.mark.parametrize("shift", [-9.0, -0.3, 0.0, 9.0])
+def test_quantiles_of_numbers_of_either_sign(q, shift):
+    x = torch.randn(2001, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + shift
+    x[:50] = 0
+    found = histogram.signed_quantile(of(x[x >= 0]), of(-x[x < 0]), q)
+    exact = x.quantile(q).item()
+    assert found == exact if q in (0, 1) else found == pytest.approx(exact, rel=0.01)
+
+
+def test_no_numbers_of_either_sign():
+    nothing = of(torch.zeros(0).double())
+    assert math.isnan(histogram.signed_quantile(nothing, nothing, 0.5))

@@ -113,3 +113,17 @@ def test_few_samples():
     assert math.isnan(one.error({"a": 1.0}))
     assert "a" in one
     assert "d" not in one
+
+
+def test_the_interval_holds_the_truth_where_neighbours_are_alike():
+    generator = torch.Generator().manual_seed(0)
+    draws, held, held_if_independent = 400, 0, 0
+    x = torch.randn(draws, 60, 50, generator=generator, dtype=torch.float64)
+    for k in range(1, 50):
+        x[..., k] = 0.9 * x[..., k - 1] + math.sqrt(1 - 0.9**2) * x[..., k]
+    for draw in x:
+        means = Means(moments.of_rows(draw.unsqueeze(0), torch.ones(60, 50)), ("x",))
+        held += abs(means["x"]) < 1.96 * means.error({"x": 1.0})
+        held_if_independent += abs(draw.mean().item()) < 1.96 * draw.std().item() / 3000**0.5
+    assert 0.93 <= held / draws <= 0.97
+    assert held_if_independent / draws < 0.6
