@@ -275,6 +275,8 @@ class TestLlama:
         model = report_of(folder / "full.kld", folder / "noisy.kld", formats=None)["models"][0]
         # As they stand, of clipped classes the edge: as llama.cpp has it.
         agree(model, of_targets(at(p, targets), at(q, targets), np.ones(targets.shape)), rel=1e-6)
+        in_pieces = report_of(folder / "full.kld", folder / "noisy.kld", "--batch-rows", 7, formats=None)
+        assert in_pieces["models"] == [model]
         in_shards = report_of(folder / "full", folder / "noisy", formats=None)["models"][0]
         assert in_shards == {**model, "path": str(folder / "noisy")}
 

@@ -154,8 +154,8 @@ def _fields(
         log_p, log_q = (_of_targets(*side, targets, temperature) for side in sides)
         values |= {name: of_row(log_p, log_q) for name, of_row in OF_TARGETS.items()}
     if "llama_cpp" in task.fields:
-        log_q = both[1].double().log() if formats[1] == "probs" else both[1].double()
-        values["llama_cpp"] = their_estimate(p.x, log_q - masses[1].unsqueeze(-1))
+        b = both[1].double().log() if formats[1] == "probs" else both[1]
+        values["llama_cpp"] = their_estimate(p.x, b, masses[1])
     return torch.stack([values[name] for name in task.fields]), known.confidence
 
 

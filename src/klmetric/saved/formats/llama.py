@@ -29,6 +29,8 @@ STEPS = 65535
 # A row that has been clipped spans a whole number of nats, from so many on, but for rounding to float32. Another that
 # does so by chance loses next to nothing if its smallest class is taken for clipped.
 LEAST_WINDOW, ROUNDING = 16, 1e-3
+# Numbers that are copied to float64 at once.
+BLOCK = 2**18
 
 
 def is_kld(path: Path) -> bool:
@@ -96,7 +98,7 @@ def open_kld(path: Path, choice: Choice) -> Saved:
     return Saved(str(path), shape, torch.float32, read, input_format="log_probs", grid=grid, **known)
 
 
-def their_estimate(log_p: Tensor, log_q: Tensor) -> Tensor:
+def their_estimate(log_p: Tensor, q: Tensor, log_mass: Tensor) -> Tensor:
     """The divergence of each row as `llama-perplexity --kl-divergence` has it, in float64.
 
     It is the sum of p (log p - log q) over the classes with log p > -16, of p as it is saved: it is not normalised, and
@@ -104,11 +106,15 @@ def their_estimate(log_p: Tensor, log_q: Tensor) -> Tensor:
 
     Args:
         log_p: as the file of the reference has it, shape (rows, classes).
-        log_q: log-probabilities of the model.
+        q: logits or log-probabilities of the model, likewise.
+        log_mass: what to subtract from them for log-probabilities that are normalised, shape (rows,).
     """
-    log_p = log_p.double()
-    terms = log_p.exp() * (log_p - log_q)
-    return torch.where(log_p > -LEAST_WINDOW, terms, 0).sum(-1)
+    size = max(1, BLOCK // log_p.shape[1])
+    found = []
+    for p, b, mass in zip(*(torch.split(x, size) for x in (log_p, q, log_mass.unsqueeze(1))), strict=True):
+        terms = p.double().exp() * (p.double() - (b.double() - mass))
+        found.append(torch.where(p > -LEAST_WINDOW, terms, 0).sum(-1))
+    return torch.cat(found)
 
 
 def storage_error(step_of_p: float, step_of_q: float, mean: float) -> tuple[float, float]:
