@@ -180,6 +180,9 @@ def compare_command(
 
         klmetric compare float32.npy int8.npy bf16.npy --input-format logits --fail-above mean=0.01 p99=0.2
 
+    Where it is known which token came next (by a .kld file, a recording, or --targets), the perplexities and the
+    probabilities of the right token are compared as well.
+
     The standard errors take samples for independent, and the positions in one (tokens of a text) not. The line "more
     than the best" is of the same rows, and so known better than the means themselves. Exit status: 0 done, 1 a limit
     is exceeded, 2 bad input, 130 interrupted (what was measured until then is reported).
