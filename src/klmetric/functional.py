@@ -91,6 +91,7 @@ def kl_divergence(
     sums = vector.of_batch(rows)
     numbers = sums.tolist() if rows.totals is not None or may_look(sums) else []
     if numbers:
+        vector.check_weights(numbers)
         vector.warn_of_invalid(numbers, options, stacklevel=2, of_distributions=isinstance(p, Distribution))
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out

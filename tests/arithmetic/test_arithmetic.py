@@ -12,9 +12,9 @@ from fuzz import cases, kl_of_logs, log_of
 from processes import alone, peak, peak_from_now
 
 from klmetric import kl_divergence
-from klmetric.arithmetic import choose, plain
-from klmetric.arithmetic.bounded import BLOCK
+from klmetric.arithmetic import choose
 from klmetric.arithmetic.level import level
+from klmetric.arithmetic.plain import WIDTH
 
 # What is promised of every format and dtype, for every divergence from 1e-13 on.
 RTOL = 1e-6
@@ -26,7 +26,7 @@ INF = math.inf
 def way(request, monkeypatch):
     """The kernel, and what serves without it."""
     if request.param == "plain":
-        monkeypatch.setattr(choose, "level", lambda: None)
+        monkeypatch.setattr(choose, "_serves", lambda *_: False)
     elif level() is None:
         pytest.skip("there is no kernel here")
     return request.param
@@ -217,6 +217,21 @@ class TestAccuracy:
         assert (kl_divergence(p, p.clone(), input_format="logits", reduction="none") == 0).all()
         assert (kl_divergence(p.softmax(-1), p.softmax(-1), reduction="none") == 0).all()
 
+    @pytest.mark.parametrize("classes", [WIDTH + 1, 2 * WIDTH + 5])
+    @pytest.mark.parametrize("divergence", [1e-9, 1.0])
+    def test_very_wide_rows(self, way, classes, divergence):
+        p, q = pair_at(classes, divergence, n=2)
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
+
+    def test_a_part_without_weight(self, monkeypatch):
+        monkeypatch.setattr(choose, "_serves", lambda *_: False)
+        p, q = pair_at(WIDTH + 1, 1.0, n=2)
+        p[:, :WIDTH] = -1e9  # it has logits all the same
+        q[:, : WIDTH - 1] = -INF
+        value = kl_divergence(p, q, input_format="logits", reduction="none")
+        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
+
 
 class TestBits:
     @pytest.mark.parametrize("input_format", ["logits", "probs"])
@@ -270,52 +285,6 @@ class TestBits:
             assert torch.equal(kl_divergence(*moved, dim=dim, input_format="logits", reduction="none"), whole)
         strided = [torch.stack([x, x], -1)[..., 0] for x in (p, q)]
         assert torch.equal(kl_divergence(*strided, input_format="logits", reduction="none"), whole)
-
-
-class TestMergeClasses:
-    def blocks(self, n=4, classes=50):
-        p, q = (x.double() for x in pair_at(classes, 0.1))
-        parts = []
-        for a, b in zip(p.tensor_split(n, -1), q.tensor_split(n, -1), strict=True):
-            parts.append((a.logsumexp(-1), b.logsumexp(-1), exact(a, b)))
-        return [torch.stack(xs, -1) for xs in zip(*parts, strict=True)], exact(p, q), (p, q)
-
-    def test_blocks_make_the_row(self):
-        parts, whole, (p, q) = self.blocks()
-        log_p, log_q, kl = plain.merge_classes(*parts)
-        torch.testing.assert_close(kl, whole, rtol=1e-12, atol=0)
-        torch.testing.assert_close(log_p, p.logsumexp(-1), rtol=1e-14, atol=0)
-        torch.testing.assert_close(log_q, q.logsumexp(-1), rtol=1e-14, atol=0)
-
-    def test_associative_and_commutative(self):
-        parts, whole, _ = self.blocks()
-
-        def merge(*blocks):
-            return plain.merge_classes(*(torch.stack(xs, -1) for xs in zip(*blocks, strict=True)))
-
-        a, b, c, d = zip(*(x.unbind(-1) for x in parts), strict=True)
-        for kl in (
-            merge(merge(a, b), merge(c, d))[2],
-            merge(a, merge(b, merge(c, d)))[2],
-            merge(d, b, a, c)[2],
-        ):
-            torch.testing.assert_close(kl, whole, rtol=1e-12, atol=0)
-
-    def test_a_block_without_mass(self):
-        parts, whole, _ = self.blocks()
-        nothing = [torch.full((4, 1), x, dtype=torch.float64) for x in (-INF, -INF, math.nan)]
-        merged = plain.merge_classes(*(torch.cat(xs, -1) for xs in zip(parts, nothing, strict=True)))
-        torch.testing.assert_close(merged[2], whole, rtol=1e-12, atol=0)
-        only_p = [torch.full((4, 1), x, dtype=torch.float64) for x in (0.0, -INF, math.nan)]
-        merged = plain.merge_classes(*(torch.cat(xs, -1) for xs in zip(parts, only_p, strict=True)))
-        assert merged[2].isposinf().all()
-
-    @pytest.mark.parametrize("classes", [BLOCK + 1, 2 * BLOCK + 5])
-    @pytest.mark.parametrize("divergence", [1e-9, 1.0])
-    def test_very_wide_rows_are_merged(self, way, classes, divergence):
-        p, q = pair_at(classes, divergence, n=2)
-        value = kl_divergence(p, q, input_format="logits", reduction="none")
-        torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
 
 
 def extra_memory(rows, classes, input_format, dtype, kind, limit):

@@ -167,6 +167,7 @@ class Accumulator(Loadable, Synced):
 
     def _warn_of_invalid(self, numbers: list[float], stacklevel: int) -> None:
         """Say how many rows were no distributions: with nan_strategy="ignore" once."""
+        vector.check_weights(numbers)
         if not self._warned:
             warned = vector.warn_of_invalid(numbers, self.options, stacklevel + 1, self._of_distributions)
             self._warned = warned and self.options.nan_strategy == "ignore"

@@ -1,14 +1,16 @@
 """Which of the ways to the divergence of each row is taken."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from klmetric.arithmetic import accelerator, bounded, native, plain
-from klmetric.arithmetic.gradient import in_blocks
+from klmetric.arithmetic import accelerator, native
+from klmetric.arithmetic.device import device_of_float64
+from klmetric.arithmetic.gradient import WithGradient
 from klmetric.arithmetic.level import level
 from klmetric.arithmetic.native import Measured, Totals
+from klmetric.arithmetic.plain import plain, plain_in_blocks, result_dtype
 from klmetric.arithmetic.tracing import has_gradient, is_recorded
 
 if TYPE_CHECKING:
@@ -35,19 +37,38 @@ def measure_rows(
         totals: those to make in the same pass, where there is a kernel.
         before: what to add them to, on the CPU.
     """
-    if not p.is_cpu and not is_recorded() and not has_gradient(p, q):
-        found = accelerator.measure_if_it_serves(p, q, options, agrees)
-        if found is not None:
-            return Measured(*found)
-    if not p.is_cpu or is_recorded():
-        kl = _recorded(p, q, options)
-    elif has_gradient(p, q):
-        kl = KLOfRows.apply(p, q, options)  # type: ignore[no-untyped-call]
-    elif _serves(p, q, options):
+    host = device_of_float64(p.device)
+    if host != p.device:
+        weight = None if weight is None else weight.to(host)
+        measured = measure_rows(p.to(host), q.to(host), options, weight, agrees, totals, before)
+        return measured._replace(kl=measured.kl.to(p.device, result_dtype(p, q)))
+    if is_recorded():
+        return Measured(_recorded(p, q, options), _agree(p, q) if agrees else None)
+    if not has_gradient(p, q):
+        return _measured(p, q, options, weight, agrees, totals, before)
+    measured = _measured(p.detach(), q.detach(), options, agrees=agrees)
+    kl = WithGradient.apply(p, q, measured.kl, options)  # type: ignore[no-untyped-call]
+    return Measured(kl, measured.agrees)
+
+
+def _measured(
+    p: Tensor,
+    q: Tensor,
+    options: "Options",
+    weight: Tensor | None = None,
+    agrees: bool = False,
+    totals: Totals | None = None,
+    before: Tensor | None = None,
+) -> Measured:
+    if not p.is_cpu and (found := accelerator.measure_if_it_serves(p, q, options, agrees)) is not None:
+        return Measured(*found)
+    if p.is_cpu and _serves(p, q, options):
         return native.measure(p, q, *_asked(options), weight=weight, agrees=agrees, totals=totals, before=before)
-    else:
-        kl = bounded.kl_rows(p, q, options)
-    return Measured(kl, p.argmax(-1) == q.argmax(-1) if agrees else None)
+    return Measured(plain_in_blocks(p, q, options), _agree(p, q) if agrees else None)
+
+
+def _agree(p: Tensor, q: Tensor) -> Tensor:
+    return p.argmax(-1) == q.argmax(-1)
 
 
 def _serves(p: Tensor, q: Tensor, options: "Options") -> bool:
@@ -66,9 +87,7 @@ def _recorded(p: Tensor, q: Tensor, options: "Options") -> Tensor:
     if is_compiled and HAS_KERNEL and not options.eps and not has_gradient(p, q):
         kl: Tensor = kl_by_kernel(p, q, *options.input_format, options.direction, options.temperature)
         return kl
-    if p.device.type == "cpu":  # float32 has no digits for near-equal logits that a constant keeps apart
-        p, q = p.double(), q.double()
-    return plain.plain(p, q, options)
+    return plain(p, q, options)
 
 
 # Known before anything is compiled, which could not find out.
@@ -84,53 +103,3 @@ def kl_by_kernel(p: Tensor, q: Tensor, p_format: str, q_format: str, direction: 
 @kl_by_kernel.register_fake
 def _(p: Tensor, *_: object) -> Tensor:
     return p.new_empty(p.shape[:-1], dtype=torch.float64)
-
-
-class KLOfRows(torch.autograd.Function):
-    """The divergence of each row on the CPU, with derivatives. Saved for them are p and q alone."""
-
-    @staticmethod
-    def forward(p: Tensor, q: Tensor, options: "Options") -> Tensor:
-        """KL of each row."""
-        if _serves(p, q, options):
-            return native.measure(p, q, *_asked(options)).kl
-        return bounded.kl_rows(p, q, options)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, "Options"], output: Tensor) -> None:
-        """Keep the inputs."""
-        p, q, ctx.options = inputs
-        ctx.save_for_backward(p, q)
-        ctx.save_for_forward(p, q)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of p and q."""
-        p, q = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():  # they are to be differentiated themselves
-            kl = plain.plain(p, q, ctx.options)
-            chosen = [x for x, is_wanted in zip((p, q), wanted, strict=True) if is_wanted]
-            results = iter(torch.autograd.grad(kl, chosen, gradients[0].to(kl.dtype), create_graph=True))
-            return *(next(results) if is_wanted else None for is_wanted in wanted), None
-        if not any(is_batch(gradients[0]) for is_batch in _IS_BATCH):
-            return *in_blocks(p, q, gradients[0], wanted, ctx.options), None
-        # A batch of gradients cannot be written in place. But a row has one value, so that they differ by a factor.
-        one = torch.ones(p.shape[:-1], dtype=plain.result_dtype(p, q))
-        found = in_blocks(p, q, one, wanted, ctx.options)
-        return *(None if x is None else (x * gradients[0].unsqueeze(-1)).to(x.dtype) for x in found), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        """Forward mode: the derivative along the tangents of p and q."""
-        p, q = ctx.saved_tensors
-        along = [(x, tangent) for x, tangent in zip((p, q), tangents[:2], strict=True) if tangent is not None]
-        wanted = (tangents[0] is not None, tangents[1] is not None)
-        one = torch.ones(p.shape[:-1], dtype=plain.result_dtype(p, q))
-        found = [x for x in in_blocks(p, q, one, wanted, ctx.options) if x is not None]
-        parts = [(gradient * tangent).sum(-1) for gradient, (_, tangent) in zip(found, along, strict=True)]
-        return sum(parts[1:], parts[0]).double()
-
-
-# As `is_grads_batched` makes them, and `torch.func`.
-_IS_BATCH = (torch._C._functorch.is_legacy_batchedtensor, torch._C._functorch.is_batchedtensor)

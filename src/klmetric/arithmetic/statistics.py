@@ -20,11 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from klmetric.arithmetic import native, plain
-from klmetric.arithmetic.matrices import matrices_of
+from klmetric.arithmetic import native
+from klmetric.arithmetic.plain import blocks
 
-# Elements of rows that are taken at once, and of a sum: see `klmetric.arithmetic.bounded.BLOCK`.
+# Elements of rows that are taken at once, and of a sum: see `klmetric.arithmetic.plain.WIDTH`.
 BLOCK = 2**14
+# Within this distance of t = 0 the forms above are taken; beyond it the plain ones, which no longer cancel.
+NEAR = 0.5
 # Of the series for r near 0: |r| is below tanh(NEAR / 2), a quarter.
 TERMS = 12
 
@@ -79,14 +81,11 @@ def statistics(
     numbers = [torch.empty(shape, dtype=torch.float64) for _ in names]
     agree = [torch.empty(shape, dtype=torch.bool) for _ in ks]
     size = max(1, BLOCK // p.shape[-1])
-    for a, b, *targets in matrices_of(p, q, *numbers, *agree):
-        for start in range(0, len(a), size):
-            rows = slice(start, start + size)
-            x, y = a[rows], b[rows]
-            found = _of_block(_logits(x, formats[0]), _logits(y, formats[1]), temperature)
-            same = _same_order(x, y, ks) & ~found[0].isnan().unsqueeze(-1)
-            for target, value in zip(targets, (*found, *same.unbind(-1)), strict=True):
-                target[rows] = value
+    for x, y, *targets in blocks(size, p, q, *numbers, *agree):
+        found = _of_block(_logits(x, formats[0]), _logits(y, formats[1]), temperature)
+        same = _same_order(x, y, ks) & ~found[0].isnan().unsqueeze(-1)
+        for target, value in zip(targets, (*found, *same.unbind(-1)), strict=True):
+            target.copy_(value)
     each = torch.stack(agree, -1) if ks else torch.empty((*shape, 0), dtype=torch.bool)
     return Statistics(**dict(zip(names, numbers, strict=True)), agree=each)
 
@@ -103,17 +102,15 @@ def _of_block(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, ...]:
     w, v = log_w.exp(), log_v.exp()
     total_p, total_q = _sum(w), _sum(v)
     p, q = w / total_p, v / total_q
-    # The difference of the logits comes first, as in `klmetric.arithmetic.plain`.
+    # The difference of the logits comes first: between near-equal models it is exact.
     offset = peak_b - peak_a
     d = torch.where(offset.abs() < 1, ((b - a) - offset) / temperature, log_v - log_w)
     t = d - (total_q / total_p).log()
     t = torch.where((a == -math.inf) & (b == -math.inf), 0, t)
     # As an argument of KL(q‖p), a class has no mass if its probability is 0 in float64.
-    has_mass = log_v > plain.NOTHING + total_q.log()
-    near = t.abs() < plain.NEAR
-    t_near, t_far = torch.where(near, t, 0), torch.where(near | ~has_mass, 0, t)
-    q_far = torch.where(has_mass, q, 0)
-    reverse = _sum(torch.where(near, q * t_near.square() * plain._series(-t_near), (p - q_far) + q_far * t_far))
+    near = t.abs() < NEAR
+    t_near, t_far = torch.where(near, t, 0), torch.where(near | (q == 0), 0, t)
+    reverse = _sum(torch.where(near, q * ((-t_near).expm1() + t_near), (p - q) + q * t_far))
     r = (t / 2).tanh()
     middle, r_near = (p + q) / 2, torch.where(near, r, 0)
     far = torch.xlogy(1 + r, 1 + r) + torch.xlogy(1 - r, 1 - r)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from klmetric.arithmetic.device import device_of_float64
 from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Options
 
@@ -150,9 +151,13 @@ def weight_of_rows(weight: Tensor, shape: torch.Size, device: torch.device) -> T
         )
     if not weight.is_floating_point() and weight.dtype is not torch.bool:
         weight = weight.long()  # unsigned ones of 16 bits and more have no arithmetic
-    if may_look(weight) and weight.dtype is not torch.bool and not bool(((weight >= 0) & (weight < math.inf)).all()):
-        lowest = weight.min().item()
-        what = "NaN" if weight.isnan().any() else f"{lowest:g}" if lowest < 0 else "inf"
-        raise ValueError(f"`weight` must be finite and at least 0. Got {what}, shape {tuple(weight.shape)}.")
+    if weight.dtype is not torch.bool:
+        is_valid = (weight >= 0) & (weight < math.inf)
+        if device_of_float64(weight.device).type != "cpu":  # it is not waited for: `vector.check_weights` finds the NaN
+            weight = torch.where(is_valid, weight.double(), math.nan)
+        elif may_look(weight) and not bool(is_valid.all()):
+            lowest = weight.min().item()
+            what = "NaN" if weight.isnan().any() else f"{lowest:g}" if lowest < 0 else "inf"
+            raise ValueError(f"`weight` must be finite and at least 0. Got {what}, shape {tuple(weight.shape)}.")
     weight = weight.detach().to(device, non_blocking=True)
     return weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim)).expand(shape)

@@ -7,8 +7,7 @@ allows. Among all p_c of one sum R and below one edge e, those with
 .. math:: p_c = \min(e, \lambda q_c), \qquad \sum_c p_c = R
 
 are nearest, in either direction (the divergence is convex in p, and its derivatives by p_c agree where p_c / q_c does).
-Where the edge is not in the way this makes them one class: KL within them is 0. (The chain rule; see
-`klmetric.arithmetic.plain.merge_classes`.)
+Where the edge is not in the way this makes them one class: KL within them is 0. (The chain rule of KL.)
 
 What the others leave of 1 is known to their rounding alone, which is not small beside what is left. So R is an
 interval, and of it, too, the nearest is taken: what rounding makes of the rest is no divergence.

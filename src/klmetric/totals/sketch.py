@@ -188,7 +188,7 @@ def standard_error(sketch: list[float]) -> float:
 
 def why_no_error(sketch: list[float]) -> str | None:
     """Why there is no standard error, where that is to be explained: not for infinite divergences, nor for no rows."""
-    if not sketch[vector.WEIGHT] or math.isinf(sketch[vector.KL]) or not math.isnan(standard_error(sketch)):
+    if not sketch[vector.WEIGHT] > 0 or math.isinf(sketch[vector.KL]) or not math.isnan(standard_error(sketch)):
         return None
     if sketch[CLUSTERS] < 2:
         return (

@@ -148,6 +148,15 @@ def number_of_rows(totals: Tensor, options: Options) -> int:
     return int(totals[ROWS] - left_out)
 
 
+def check_weights(totals: list[float]) -> None:
+    """Raise if a weight was none. On an accelerator that is found here, so that no update waits for one."""
+    if math.isnan(totals[WEIGHT]):
+        raise ValueError(
+            "`weight` must be finite and at least 0. Got NaN, inf or a negative number in a batch on an accelerator."
+            " There it is not looked at before the result is computed; on the CPU it is, at once."
+        )
+
+
 def warn_of_invalid(totals: list[float], options: Options, stacklevel: int, of_distributions: bool = False) -> bool:
     """Say how many rows were no distributions, and what became of them. Returns whether there was anything to say.
 

@@ -1,0 +1,83 @@
+"""On other devices: nothing waits for them in `update`, and one without float64 gets its numbers all the same."""
+
+import math
+
+import pytest
+import torch
+from cases import logits, pair
+from fake_device import Device
+
+from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
+from klmetric.arithmetic import choose
+
+
+@pytest.fixture(params=["cuda", "mps"])
+def device(request, monkeypatch):
+    monkeypatch.setattr(choose, "is_recorded", lambda: False)  # the device of the tests is a mode of torch
+    with Device(request.param) as device:
+        yield device
+
+
+def test_the_fake_device_counts_what_waits():
+    with Device("cuda") as device:
+        x = device.put(torch.arange(3.0))
+        assert (x + 1).device.type == "cuda"
+        assert not device.waits
+        for wait in (lambda: bool(x.any()), lambda: x[x > 1], lambda: x.tolist(), lambda: x.cpu()):
+            device.waits.clear()
+            wait()
+            assert device.waits.total() == 1
+        with pytest.raises(RuntimeError, match="same device"):
+            x + torch.ones(3)
+    with Device("mps") as device, pytest.raises(TypeError, match="support float64"):
+        device.put(torch.arange(3.0)).double()
+
+
+@pytest.mark.parametrize("metric_class", [KLDivergence, KLDivergenceSummary])
+@pytest.mark.parametrize("nan_strategy", ["propagate", "ignore"])
+@pytest.mark.parametrize("weight", ["none", "bool", "float", "int", "on the CPU"])
+def test_no_update_waits(metric_class, nan_strategy, weight):
+    p, q = logits(6, 7, 10), logits(6, 7, 10, seed=1)
+    q[2, 3, 0] = math.nan
+    w = torch.tensor([1, 0, 2, 1, 1, 3])
+    w = {"none": None, "bool": w > 0, "float": w / 2, "on the CPU": w / 2, "int": w}[weight]
+    with pytest.MonkeyPatch.context() as patch, Device("cuda") as device:
+        patch.setattr(choose, "is_recorded", lambda: False)
+        metric = metric_class(input_format="logits", nan_strategy=nan_strategy).to("cuda")
+        there = w if w is None or weight == "on the CPU" else device.put(w)
+        a, b = device.put(p), device.put(q)
+        for _ in range(100):
+            metric.update(a, b, there)
+        assert not device.waits
+        with pytest.warns(UserWarning, match="rows were no distributions"):
+            value = metric.compute()
+    expected = metric_class(input_format="logits", nan_strategy=nan_strategy)
+    for _ in range(100):
+        expected.update(p, q, w)
+    with pytest.warns(UserWarning, match="rows were no distributions"):
+        expected = expected.compute()
+    for x, y in zip(*([x.values() if isinstance(x, dict) else [x] for x in (value, expected)]), strict=True):
+        torch.testing.assert_close(x.held if hasattr(x, "held") else x, y, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("metric_class", [KLDivergence, KLDivergenceSummary])
+def test_a_bad_weight_is_said_at_the_end(metric_class, bad):
+    with pytest.MonkeyPatch.context() as patch, Device("cuda") as device:
+        patch.setattr(choose, "is_recorded", lambda: False)
+        p, q, weight = (device.put(x) for x in (logits(2, 3), logits(2, 3, seed=1), torch.tensor([1.0, bad])))
+        metric = metric_class(input_format="logits").to("cuda")
+        metric.update(p, q, weight)
+        for result in (metric.compute, lambda: kl_divergence(p, q, input_format="logits", weight=weight)):
+            with pytest.raises(ValueError, match=r"`weight` must be finite and at least 0.*not looked at before"):
+                result()
+
+
+@pytest.mark.parametrize("formats", [("logits", "logits"), ("probs", "probs"), ("probs", "log_probs")])
+@pytest.mark.parametrize("options", [{}, {"eps": 1e-3}, {"temperature": 2.0}, {"direction": "jeffreys"}], ids=str)
+def test_the_value_is_that_of_the_cpu(device, formats, options):
+    p, q = (pair(5, 40, input_format=f)[i] for i, f in enumerate(formats))
+    options = {"input_format": formats, "reduction": "none", **options}
+    value = kl_divergence(device.put(p), device.put(q), **options)
+    assert value.device.type == device.device.type
+    torch.testing.assert_close(value.held, kl_divergence(p, q, **options), rtol=1e-6, atol=0)
