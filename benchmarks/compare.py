@@ -55,16 +55,11 @@ def read_and_sum(folder: Path) -> None:
                 buffer.sum()
 
 
-def task_of(*paths: Path) -> Task:
-    """To compare logits."""
-    p, q = (open_saved(path, Choice()) for path in paths)
-    options = Options(("logits", "logits"))
-    return Task(p, [q], options, None, (0.5, 0.99), 0, None, None, [], None, p.shape[0], None)
-
-
 def measure(folder: Path) -> None:
     """What the command does between opening and reporting."""
-    task = task_of(folder / "p.npy", folder / "q.npy")
+    p, q = (open_saved(folder / name, Choice()) for name in ("p.npy", "q.npy"))
+    options = Options(("logits", "logits"))
+    task = Task(p, [q], options, None, (0.5, 0.99), 0, None, None, [], None, p.shape[0], None)
     measure_share(empty(task), 0, 1, lambda rows: None, lambda: False)
 
 

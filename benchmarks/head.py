@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import inspect
 import json
 import statistics
 import tempfile
@@ -11,14 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from compare import task_of
 from memory import peak
 from safetensors.torch import load_file, save_file
 from side_by_side import report, table
 from torch.nn.functional import linear
 
+from klmetric.command.arguments import Arguments
+from klmetric.command.cli import compare_command
 from klmetric.command.comparison import Task
 from klmetric.command.measure import empty, measure_share
+from klmetric.command.opening import open_task
 from klmetric.saved.formats.recording import HEAD, SCHEMA, TOKENS
 from klmetric.saved.names import RECORDING
 
@@ -47,11 +50,25 @@ def write(folder: Path, windows: int) -> None:
 
 
 def products(folder: Path) -> Callable[[], object]:
-    """The products of a turn alone: of hidden states and heads that are in memory, each at once."""
+    """The products of a turn alone: of hidden states and heads that are in memory, a window at a time."""
     heads = [load_file(folder / name / HEAD)["weight"] for name in "pq"]
     shards = [load_file(next((folder / name).glob("hidden-00001-*")))["hidden"] for name in "pq"]
-    hidden = [x[:TURN].flatten(0, 1).clone() for x in shards]
-    return lambda: [linear(x, head) for x, head in zip(hidden, heads, strict=True)]
+    hidden = [x[:TURN].clone() for x in shards]
+
+    def call() -> None:
+        # In one product of all windows, more time goes to memory that is new to the process.
+        for k in range(TURN):
+            for x, head in zip(hidden, heads, strict=True):
+                linear(x[k], head)
+
+    return call
+
+
+def task_of(*paths: Path) -> Task:
+    """What the command does with these and no option."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(compare_command).parameters.items()}
+    given = {**defaults, "paths": [*paths]}
+    return open_task(Arguments(**{name: given[name] for name in Arguments.__annotations__}), {})
 
 
 def whole(task: Task) -> Callable[[], object]:
