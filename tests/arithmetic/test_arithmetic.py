@@ -224,11 +224,11 @@ class TestAccuracy:
         value = kl_divergence(p, q, input_format="logits", reduction="none")
         torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
 
-    def test_a_part_without_weight(self, monkeypatch):
-        monkeypatch.setattr(choose, "_serves", lambda *_: False)
-        p, q = pair_at(WIDTH + 1, 1.0, n=2)
-        p[:, :WIDTH] = -1e9  # it has logits all the same
-        q[:, : WIDTH - 1] = -INF
+    @pytest.mark.parametrize("part", [WIDTH, 1024, 3000])
+    def test_a_part_without_weight(self, way, part):
+        p, q = pair_at(part + 1, 1.0, n=2)
+        p[:, :part] = -1e9  # it has logits all the same
+        q[:, : part - 1] = -INF
         value = kl_divergence(p, q, input_format="logits", reduction="none")
         torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
 

@@ -53,7 +53,7 @@ template <class V> INLINE V lost_in(V d, V b, V a) {
 
 // ---- in double: any input, for the rows that float cannot do --------------------------------------------------------
 // a and b are logarithms, n a multiple of the lanes; `within` the divergences of parts that stand for the classes.
-constexpr double APART_FROM = 1e6;
+constexpr double APART_FROM = 1e6, LEAST_LOG_P = -745.13321910194122; // under which e^x is 0 in double
 APART Part careful(const double *a, const double *b, const double *within, int n, double tau) {
   D top = D{} - D_INF, top_q = top, infinite = top;
   L bad{};
@@ -97,7 +97,9 @@ APART Part careful(const double *a, const double *b, const double *within, int n
   Part part = {(m + of_p) * tau, mass, 1, c + (of_q - of_p) * tau, 0, 0, -inner, (largest(edge) + of_p) * tau};
   if (mq == -D_INF) return part.extra = -D_INF, part;
   double above = (mq - m) * tau - c;
-  if (above > 600) { // so far apart that the textbook form has every digit
+  // So far apart, the textbook form has every digit. Where a class of p is without q, it is the mass of q that counts: in
+  // a row whose weight lies elsewhere, this may be no class of p.
+  if (above > 600 || part.edge - (part.top + log(mass)) > LEAST_LOG_P) {
     part.extra = above + log(mass_of_q()) - log(mass);
     return part;
   }

@@ -169,7 +169,6 @@ Part part_of_row(const Job &job, Row p, Row q, const Scale &scale, Scratch &k, L
 }
 
 // The divergences of rows from what their classes came to; NaN for what is no pair of distributions.
-constexpr double LEAST_LOG_P = -745.13321910194122; // under which e^x is 0 in double
 void finish(const Part *parts, int n, double *kl) {
   alignas(64) double sum[GROUP] = {};
   for (int i = 0; i < n; i++) sum[i] = parts[i].sum;

@@ -126,10 +126,6 @@ Statistics statistics_of(const Job &job, Row p, Row q, const Scale &scale, Scrat
   Ranking first, second;
   double l = log1p(part.sum) + part.extra, log_mass = part.top + log(part.mass), lost = -D_INF;
   Whole row{log_mass, part.centre + log(part.ratio) + l, scale.tau};
-  if (part.edge > -D_INF) { // then a part says nothing of the mass of q
-    Part back = part_of_row(job, q, p, scale, k, nullptr);
-    row.apart = back.top + log(back.mass) - log_mass;
-  }
   Statistics s{0, 0, 0, log_mass, log_mass + row.apart, 0};
   bool fast = in_float(job) && job.p.format == LOGS && job.q.format == LOGS;
   for (int64_t at = 0; at < job.classes; at += BLOCK) {
