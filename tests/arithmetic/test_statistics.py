@@ -10,6 +10,8 @@ from reference import distribution
 from klmetric import kl_divergence
 from klmetric.arithmetic import native
 from klmetric.arithmetic.statistics import Statistics, statistics
+from klmetric.options import Options
+from klmetric.rows.measure import measure
 
 PROMISE = 1e-6
 
@@ -95,6 +97,24 @@ def test_formats(formats, temperature):
             assert ours[row].item() == pytest.approx(float(log_mass(x[row], f, temperature)), rel=1e-13)
 
 
+@pytest.mark.parametrize("classes", [10, 200, 3000])
+def test_what_comes_with_the_divergence(classes):
+    p, q = near(1e-3, torch.float32, classes=classes)
+    every = statistics(p, q, ("logits", "logits"))
+    few = statistics(p, q, ("logits", "logits"), ks=(1,), measures=False)
+    for name in ("kl", "log_mass_p", "log_mass_q", "confidence"):
+        assert torch.equal(getattr(few, name), getattr(every, name)), name
+    assert torch.equal(few.agree[:, 0], every.agree[:, 0])
+
+
+@pytest.mark.parametrize("classes", [10, 200, 3000])
+def test_the_divergence_is_that_of_the_library(both_ways, classes):
+    p, q = near(0.3, torch.float32, classes=classes)
+    ours = statistics(p, q, ("logits", "logits"), measures=False).kl
+    theirs = measure(p, q, None, Options(("logits", "logits"))).kl
+    assert torch.equal(ours, theirs), "to the last bit"
+
+
 def test_the_reverse_is_that_of_the_library():
     p, q = near(0.3)
     ours = statistics(p, q, ("logits", "logits")).reverse
@@ -154,7 +174,7 @@ class TestConventions:
 
     def test_no_rows(self):
         found = statistics(torch.zeros(0, 3), torch.zeros(0, 3), ("logits", "logits"))
-        assert [x.shape for x in found] == [(0,)] * 6 + [(0, 3)]
+        assert [x.shape for x in found] == [(0,)] * 7 + [(0, 3)]
 
 
 class TestOrder:

@@ -50,7 +50,13 @@ def _functions(name: str) -> tuple[Callable[..., None], ...]:
     functions = rows, add, more = [library[f"klmetric_{what}_{name}"] for what in ("rows", "add", "statistics")]
     rows.argtypes = [ctypes.c_char_p, *[ctypes.c_void_p] * 7, ctypes.c_int64, ctypes.c_int64]
     add.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_int64]
-    more.argtypes = [ctypes.c_char_p, *[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_int64]
+    more.argtypes = [
+        ctypes.c_char_p,
+        *[ctypes.c_void_p] * 2,
+        ctypes.c_int64,
+        *[ctypes.c_void_p] * 2,
+        *[ctypes.c_int64] * 2,
+    ]
     rows.restype = add.restype = more.restype = None
     return tuple(functions)
 
@@ -146,12 +152,14 @@ def add(a: Tensor, b: Tensor, top: int = 0) -> Tensor:
     return sums
 
 
-def statistics(p: Tensor, q: Tensor, formats: tuple[str, str], temperature: float) -> tuple[Tensor, Tensor]:
-    """The numbers of `klmetric.arithmetic.statistics`, shape (..., 6), and the agreements, shape (..., 3)."""
+def statistics(
+    p: Tensor, q: Tensor, formats: tuple[str, str], temperature: float, measures: bool
+) -> tuple[Tensor, Tensor]:
+    """The numbers of `klmetric.arithmetic.statistics`, shape (7, ...), and the agreements, shape (..., 3)."""
     p, q = p.resolve_neg(), q.resolve_neg()
     sides = (p.stride(), p.dtype, formats[0]), (q.stride(), q.dtype, formats[1])
     job, shape, n = _job(p.shape, sides, "forward", temperature, NO_TOTALS)
-    numbers, agree = torch.empty(*shape, 6, dtype=torch.float64), torch.empty(*shape, 3, dtype=torch.bool)
+    numbers, agree = torch.empty(*shape, 7, dtype=torch.float64), torch.empty(*shape, 3, dtype=torch.bool)
     _, _, run = _functions(level() or "")
-    run(job, p.data_ptr(), q.data_ptr(), numbers.data_ptr(), agree.data_ptr(), 0, n)
-    return numbers, agree
+    run(job, p.data_ptr(), q.data_ptr(), numbers.data_ptr(), agree.data_ptr(), measures, 0, n)
+    return numbers.movedim(-1, 0).contiguous(), agree

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from klmetric.arithmetic import native
-from klmetric.arithmetic.plain import blocks
+from klmetric.arithmetic.plain import blocks, plain_in_blocks
+from klmetric.options import Format, Options
 
 # Elements of rows that are taken at once, and of a sum: see `klmetric.arithmetic.plain.WIDTH`.
 BLOCK = 2**14
@@ -35,6 +36,7 @@ class Statistics(NamedTuple):
     """Of each row, in the batch shape (...); float64, and NaN where a row is no pair of distributions.
 
     Attributes:
+        kl: KL(p‖q) in nats, as `klmetric.rows.measure` has it.
         reverse: KL(q‖p) in nats.
         jensen_shannon: the mean of KL(p‖M) and KL(q‖M), M = (p + q)/2, in nats; at most log 2.
         total_variation: half the sum of |p - q|; at most 1.
@@ -47,6 +49,7 @@ class Statistics(NamedTuple):
             likely ones the first comes first. Where there are fewer than k classes, whether all are in the same order.
     """
 
+    kl: Tensor
     reverse: Tensor
     jensen_shannon: Tensor
     total_variation: Tensor
@@ -59,9 +62,10 @@ class Statistics(NamedTuple):
 def statistics(
     p: Tensor,
     q: Tensor,
-    formats: tuple[str, str],
+    formats: tuple[Format, Format],
     temperature: float = 1.0,
     ks: Sequence[int] = (1, 5, 10),
+    measures: bool = True,
 ) -> Statistics:
     """What is known of each row, for tensors on the CPU, without gradients.
 
@@ -71,13 +75,14 @@ def statistics(
         formats: "probs", "log_probs" or "logits", of p and of q.
         temperature: divides logits and log-probabilities of both; probabilities go to the power 1/temperature.
         ks: numbers of most likely classes.
+        measures: False for what comes with the divergence alone, in its time: the log-masses, the confidence, and which
+            rows agree in the most likely class. The others may be NaN and False then.
     """
     if native.serves(p, q) and set(ks) <= set(native.TOP):
-        of_rows, same = native.statistics(p, q, formats, temperature)
-        same = same[..., [native.TOP.index(k) for k in ks]]
-        return Statistics._make([*of_rows.movedim(-1, 0).contiguous(), same])
+        of_rows, same = native.statistics(p, q, formats, temperature, measures)
+        return Statistics._make([*of_rows, same[..., [native.TOP.index(k) for k in ks]]])
     shape = p.shape[:-1]
-    names = Statistics._fields[:-1]
+    names = Statistics._fields[1:-1]
     numbers = [torch.empty(shape, dtype=torch.float64) for _ in names]
     agree = [torch.empty(shape, dtype=torch.bool) for _ in ks]
     size = max(1, BLOCK // p.shape[-1])
@@ -87,7 +92,8 @@ def statistics(
         for target, value in zip(targets, (*found, *same.unbind(-1)), strict=True):
             target.copy_(value)
     each = torch.stack(agree, -1) if ks else torch.empty((*shape, 0), dtype=torch.bool)
-    return Statistics(**dict(zip(names, numbers, strict=True)), agree=each)
+    kl = plain_in_blocks(p, q, Options(formats, temperature=temperature))
+    return Statistics(kl, **dict(zip(names, numbers, strict=True)), agree=each)
 
 
 def _logits(x: Tensor, input_format: str) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from klmetric.arithmetic.statistics import statistics
+from klmetric.arithmetic.statistics import Statistics, statistics
 from klmetric.command.checks import check_format, check_nothing_is_clipped, check_rows
 from klmetric.command.comparison import Task
 from klmetric.command.fields import BANDS, FIRST, OF_CLASSES, OF_TARGETS
@@ -96,19 +96,23 @@ def measure_batch(task: Task, start: int, stop: int, read: Read, is_first: bool)
                 if saved.input_format is None:  # else the file itself has said it
                     check_format(saved, x[counts], options.input_format, side)
         both = _nearest(p, q, options)
-        rows = measure(*both, None, replace(options, nan_strategy="propagate"), True)
+        known = _known(task, both, options) if task.fields else None
+        if known is None or options.eps or options.direction != "forward":
+            rows = measure(*both, None, replace(options, nan_strategy="propagate"), True)
+            assert rows.agrees is not None
+            of_rows, same = rows.kl, rows.agrees
+        else:
+            of_rows, same = known.kl, known.agree[:, 0]
         if options.nan_strategy == "error":
-            check_rows(task.reference, model, p.x, q.x, rows.kl, counts, options, start)
-        assert rows.agrees is not None
-        kl.append(rows.kl)
-        agrees.append(rows.agrees)
+            check_rows(task.reference, model, p.x, q.x, of_rows, counts, options, start)
+        kl.append(of_rows)
+        agrees.append(same)
         clipped.append(torch.stack([_mass(side.rest, len(counts)) for side in (p, q)]))
         steps.append(q.step)
-        if task.fields:
-            of_rows, confidence = _fields(task, p, q, both, options, read.targets)
-            fields.append(of_rows)
+        if known is not None:
+            fields.append(_fields(task, p, q, both, options, read.targets, known))
             if k == 0 and task.has_bands:
-                bands = torch.bucketize(confidence, torch.tensor(BANDS[1:]).double(), right=True)
+                bands = torch.bucketize(known.confidence, torch.tensor(BANDS[1:]).double(), right=True)
     of_models = torch.stack(fields) if fields else torch.zeros(len(kl), 0, len(counts))
     several = (torch.stack(kl), torch.stack(agrees), of_models, torch.stack(clipped))
     return Batch(*several, read.weight, read.labels, bands, steps)
@@ -140,13 +144,23 @@ def _mass(rest: Rest | None, rows: int) -> Tensor:
     return torch.zeros(rows).double() if rest is None else rest.likely.squeeze(-1)
 
 
+def _known(task: Task, both: tuple[Tensor, Tensor], options: Options) -> Statistics:
+    """The divergences, and what else the fields are made of."""
+    measures = any(name in OF_CLASSES for name in task.fields)
+    return statistics(*both, options.input_format, options.temperature, FIRST if measures else FIRST[:1], measures)
+
+
 def _fields(
-    task: Task, p: _Side, q: _Side, both: tuple[Tensor, Tensor], options: Options, targets: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What else is asked of each row, shape (fields, rows), and the largest probability of the reference."""
+    task: Task,
+    p: _Side,
+    q: _Side,
+    both: tuple[Tensor, Tensor],
+    options: Options,
+    targets: Tensor | None,
+    known: Statistics,
+) -> Tensor:
+    """What else is asked of each row, shape (fields, rows)."""
     temperature, formats = options.temperature, options.input_format
-    ks = FIRST if any(name in OF_CLASSES for name in task.fields) else ()
-    known = statistics(*both, formats, temperature, ks)
     masses = (known.log_mass_p, known.log_mass_q)
     values = {name: of_row(known) for name, of_row in OF_CLASSES.items() if name in task.fields}
     if targets is not None:
@@ -156,7 +170,7 @@ def _fields(
     if "llama_cpp" in task.fields:
         b = both[1].double().log() if formats[1] == "probs" else both[1]
         values["llama_cpp"] = their_estimate(p.x, b, masses[1])
-    return torch.stack([values[name] for name in task.fields]), known.confidence
+    return torch.stack([values[name] for name in task.fields])
 
 
 def _of_targets(side: _Side, input_format: str, log_mass: Tensor, targets: Tensor, temperature: float) -> Tensor:

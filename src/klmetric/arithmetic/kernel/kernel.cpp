@@ -88,15 +88,11 @@ EXPORT void JOIN(klmetric_add_, LEVEL)(const double *before, const double *total
   Worst{to + worst, top}.merge(before + worst, totals + worst, before[SEEN]);
 }
 
-// What else is known of the rows from `start` to `stop`.
+// The divergences of the rows from `start` to `stop`, and what else is known of them.
 EXPORT void JOIN(klmetric_statistics_, LEVEL)(const Job &plan, const void *p, const void *q, Statistics *out, bool *agrees,
-                                              int64_t start, int64_t stop) {
+                                              int64_t measures, int64_t start, int64_t stop) {
   Job job = job_of(plan, p, q);
   Scale scale(job.temperature);
   Scratch scratch;
-  for (int64_t r = start; r < stop; r++) {
-    Row row_p, row_q;
-    rows_of(job, job.p, r, 1, &row_p), rows_of(job, job.q, r, 1, &row_q);
-    out[r] = statistics_of(job, row_p, row_q, scale, scratch, agrees + SIZES_OF_TOP * r);
-  }
+  for (int64_t r = start; r < stop; r++) out[r] = statistics_of(job, r, scale, scratch, measures, agrees + SIZES_OF_TOP * r);
 }

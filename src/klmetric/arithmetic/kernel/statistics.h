@@ -12,7 +12,7 @@ namespace {
 constexpr int MOST_LIKELY = 10;
 constexpr int SIZES_OF_TOP = 3, TOP[SIZES_OF_TOP] = {1, 5, MOST_LIKELY};
 // Of one row, in the order of `Statistics` in statistics.py.
-struct Statistics { double reverse, jensen_shannon, total_variation, log_mass_p, log_mass_q, confidence; };
+struct Statistics { double kl, reverse, jensen_shannon, total_variation, log_mass_p, log_mass_q, confidence; };
 
 // The classes from the most likely one on, the first of equals first.
 struct Ranking {
@@ -119,14 +119,10 @@ APART void terms_in_double(const double *a, const double *b, int n, const Whole 
   });
 }
 
-Statistics statistics_of(const Job &job, Row p, Row q, const Scale &scale, Scratch &k, bool *agrees) {
-  double kl;
-  Part part = part_of_row(job, p, q, scale, k, nullptr);
-  finish(&part, 1, &kl);
+// What takes the second look; the masses are there.
+void measures_of(const Job &job, Row p, Row q, const Whole &row, const Scale &scale, Scratch &k, Statistics &s, bool *agrees) {
   Ranking first, second;
-  double l = log1p(part.sum) + part.extra, log_mass = part.top + log(part.mass), lost = -D_INF;
-  Whole row{log_mass, part.centre + log(part.ratio) + l, scale.tau};
-  Statistics s{0, 0, 0, log_mass, log_mass + row.apart, 0};
+  double lost = -D_INF;
   bool fast = in_float(job) && job.p.format == LOGS && job.q.format == LOGS;
   for (int64_t at = 0; at < job.classes; at += BLOCK) {
     int n = job.classes - at < BLOCK ? int(job.classes - at) : BLOCK;
@@ -147,12 +143,31 @@ Statistics statistics_of(const Job &job, Row p, Row q, const Scale &scale, Scrat
     terms_in_double(k.p, k.q, full, row, terms, lost_here);
     terms.add_to(s), lost = larger(lost, largest(lost_here));
   }
-  double largest = job.p.format == PROBS ? log(first.value[0]) : first.value[0];
-  s.confidence = exp(D{} + (largest * scale.tau - log_mass))[0];
   s.jensen_shannon = smaller(s.jensen_shannon, LN2_D), s.total_variation = smaller(s.total_variation, 1.);
   if (lost * scale.tau - s.log_mass_q > LEAST_LOG_P) s.reverse = D_INF;
-  if (kl != kl) s = {kl, kl, kl, kl, kl, kl};
-  for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = kl == kl && first.agrees(second, TOP[i]);
+  for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = first.agrees(second, TOP[i]);
+}
+
+// Of row r; without `measures`, only what the divergence itself takes: the others are NaN.
+Statistics statistics_of(const Job &job, int64_t r, const Scale &scale, Scratch &k, bool measures, bool *agrees) {
+  double kl[GROUP];
+  bool same[GROUP];
+  Row p, q;
+  rows_of(job, job.p, r, 1, &p), rows_of(job, job.q, r, 1, &q);
+  Leader leaders[2];
+  Part part = part_of_row(job, p, q, scale, k, leaders);
+  if (job.classes <= FEW) group_of_rows(job, job.p, job.q, r, 1, scale, kl, same); // the bits that it has elsewhere
+  else finish(&part, 1, kl);
+  for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = false;
+  if (*kl != *kl) return {D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN};
+  Whole row{part.top + log(part.mass), part.centre + log(part.ratio) + log1p(part.sum) + part.extra, scale.tau};
+  double largest = job.p.format == PROBS ? log(leaders[0].value) : leaders[0].value;
+  double confidence = exp(D{} + (largest * scale.tau - row.log_mass))[0];
+  Statistics s{*kl, D_NAN, D_NAN, D_NAN, row.log_mass, row.log_mass + row.apart, confidence};
+  agrees[0] = leaders[0].place == leaders[1].place;
+  if (!measures) return s;
+  s.reverse = s.jensen_shannon = s.total_variation = 0;
+  measures_of(job, p, q, row, scale, k, s, agrees);
   return s;
 }
 
