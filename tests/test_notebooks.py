@@ -37,7 +37,9 @@ def kinds(notebook):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path, tmp_path):
+def test_runs(path, tmp_path, monkeypatch):
+    # What transformers, where torchmetrics finds it, has tqdm say of a missing widget.
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
     stored = nbformat.read(path, as_version=4)
     nbformat.validate(stored)
     fresh = nbformat.read(path, as_version=4)
