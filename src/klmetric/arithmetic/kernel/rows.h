@@ -201,8 +201,7 @@ INLINE void turn(const float *const *rows, int classes, float *to) {
         store(to + (c + 2 * j + 1) * GROUP + i, __builtin_shufflevector(pairs[j], pairs[j + 2], 2, 3, 6, 7));
       }
     }
-    for (int j = i; j < i + 4; j++)
-      for (int c = whole; c < classes; c++) to[c * GROUP + j] = rows[j][c];
+    for (int c = whole; c < classes; c++) store(to + c * GROUP + i, Four{rows[i][c], rows[i + 1][c], rows[i + 2][c], rows[i + 3][c]});
   }
 }
 INLINE void read_lanes(const Row *rows, int classes, int n, float *to) {

@@ -69,13 +69,14 @@ class Totals {
     place = place < 1 ? 1 : place > bins - 2 ? bins - 2 : place;
     job.totals[BINS + (x == 0 ? 0 : x == D_INF ? bins - 1 : place)]++;
   }
+  // Lanes from n on have no weight; the arrays have numbers there.
   INLINE void add_eight(int64_t r, int n, const double *divergences, const bool *agrees) {
     double weights[DOUBLES] = {}, sums[DOUBLES];
-    int64_t same[DOUBLES] = {};
-    for (int i = 0; i < n; i++) weights[i] = job.weight ? job.weight[r + i] : 1, same[i] = -agrees[i];
-    D value = load<D>(divergences), w = load<D>(weights);
+    bool is_whole = n == DOUBLES && !job.weight;
+    for (int i = 0; !is_whole && i < n; i++) weights[i] = job.weight ? job.weight[r + i] : 1;
+    D value = load<D>(divergences), w = is_whole ? D{} + 1 : load<D>(weights);
     L counts = w > 0., is_bad = counts & (value != value);
-    rows += counts, invalid += is_bad, counts &= ~is_bad, agreed += counts & load<L>(same);
+    rows += counts, invalid += is_bad, counts &= ~is_bad;
     w = counts ? w : D{};
     D x = counts ? value * w : D{}, finite = (counts & (value < D_INF)) ? value : D{};
     largest = larger(finite, largest), smallest = smaller((counts & (value > 0.)) ? value : D{} + D_INF, smallest);
@@ -86,8 +87,11 @@ class Totals {
       for (int i = 0; i < n; i++) add_to_sample(sums[i], weights[i]);
     }
     if (!job.fineness) return;
-    store(same, counts);
-    for (int i = 0; i < n; i++) if (same[i]) bin(divergences[i]);
+    typedef uint8_t Bytes __attribute__((vector_size(DOUBLES)));
+    agreed -= counts & __builtin_convertvector(load<Bytes>(agrees), L);
+    int64_t counted[DOUBLES];
+    store(counted, counts);
+    for (int i = 0; i < n; i++) if (counted[i]) bin(divergences[i]);
   }
 
  public:
