@@ -224,6 +224,18 @@ class TestAccuracy:
         value = kl_divergence(p, q, input_format="logits", reduction="none")
         torch.testing.assert_close(value.double(), exact(p, q), rtol=RTOL, atol=0)
 
+    @pytest.mark.parametrize("temperature", [0.3, 0.7, 3.0])
+    @pytest.mark.parametrize("offset", [8.0, 1024.0, 2.0**20])
+    def test_a_constant_beside_a_temperature(self, way, offset, temperature):
+        """Parts of a row that lie apart: the constant must be the same in each, to the last digit."""
+        p = torch.zeros(1, 2048)
+        q = p + offset
+        q[:, :1024] += 0.25
+        value = kl_divergence(p, q, input_format="logits", temperature=temperature, reduction="none")
+        torch.testing.assert_close(
+            value.double(), exact(p / temperature, (q - offset).double() / temperature), rtol=RTOL, atol=0
+        )
+
     @pytest.mark.parametrize("part", [WIDTH, 1024, 3000])
     def test_a_part_without_weight(self, way, part):
         p, q = pair_at(part + 1, 1.0, n=2)

@@ -62,6 +62,7 @@ CASES = {
     "an offset": near(1e-4, offset=3.7),
     "a large offset": near(1e-2, offset=1e4),
     "wide": near(1e-4, classes=40_000),
+    "a large offset in float32": near(1e-2, torch.float32, offset=1e3),
     "far tails": tuple(100 * x for x in near(1.0)),
     "one class is off": (torch.zeros(1, 5).double(), torch.tensor([[0, 0, 0, 0, 5.0]]).double()),
 }
@@ -131,6 +132,17 @@ class TestConventions:
         back = statistics(q, p, ("probs", "probs"))
         assert back.reverse.item() == math.inf
         assert back.jensen_shannon.item() == pytest.approx(found.jensen_shannon.item(), rel=1e-15)
+
+    @pytest.mark.parametrize("distance", [50, 700, 900, 1e4])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_reverse_of_classes_without_p(self, distance, dtype):
+        p, q = torch.tensor([[0.0, -distance]], dtype=dtype), torch.tensor([[-distance, 0.0]], dtype=dtype)
+        assert statistics(p, q, ("logits", "logits")).reverse.item() == pytest.approx(distance, rel=PROMISE)
+
+    def test_no_distribution_with_ties(self):
+        found = statistics(torch.tensor([[math.nan, 1.0, 1.0]]), torch.ones(1, 3), ("logits", "logits"))
+        assert found.kl.isnan().all()
+        assert not found.agree.any()
 
     def test_nothing_in_common(self):
         p, q = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])

@@ -158,6 +158,7 @@ def _same_order(x: Tensor, y: Tensor, ks: Sequence[int]) -> Tensor:
 
 def _first(x: Tensor, k: int) -> Tensor:
     """The k most likely classes of each row in order, of equals the first one first."""
+    x = x.nan_to_num(-math.inf, math.inf, -math.inf)  # which are no distributions, and have an order all the same
     values, places = x.topk(min(k + 1, x.shape[-1]), -1)
     # `topk` leaves the order of equals open.
     for row in (values[:, 1:] == values[:, :-1]).any(-1).nonzero().flatten().tolist():

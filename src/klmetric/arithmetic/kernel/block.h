@@ -200,7 +200,7 @@ template <bool P, bool Q> APART bool block_of_logs(const Floats &block, Scale s,
     });
     return total(V[0] + V[1]);
   };
-  double mass = total(sum_w[0] + sum_w[1]), c = total(S[0] + S[1]) / mass * s.tau;
+  double mass = total(sum_w[0] + sum_w[1]), mean = total(S[0] + S[1]) / mass, c = mean * s.tau;
   double below = least(low) * s.tau - c, above = largest(high) * s.tau - c;
   part = {power * LN2_D, mass, 1, c, 0, 0, 0, -D_INF};
   if (!(below > -1e4)) return false;
@@ -211,18 +211,19 @@ template <bool P, bool Q> APART bool block_of_logs(const Floats &block, Scale s,
   }
   bool near = below > -NEAR && above < NEAR, exact = !near || MIXED;
   for (int attempt = 0; attempt < 3; attempt++) {
-    F A[2] = {}, B[2] = {}, centre = all(-float(c));
+    F A[2] = {}, B[2] = {}, centre = all(float(mean));
     auto add = [&](auto phi_of, bool with_rest) EACH {
       each(block, [&](F x, F y, int i, int j) EACH {
-        F w = load<F>(k.w + i), d = load<F>(k.d + i), t = fma(d, s.factor, centre);
-        if (with_rest) t = fma(MIXED ? load<F>(k.rest + i) : has_mass<P>(x) ? lost_in(d, y, x) : F{}, s.factor, t);
+        F w = load<F>(k.w + i), d = load<F>(k.d + i), t = d - centre;
+        if (with_rest) t += MIXED ? load<F>(k.rest + i) : has_mass<P>(x) ? lost_in(d, y, x) : F{};
+        t *= s.factor; // at last: a product with a large d would have no digits to spare
         B[j] = fma(w, t, B[j]), A[j] = fma(w, phi_of(t), A[j]);
       });
     };
     if (!near) add([](F t) EACH { return phi(t); }, true);
     else if (exact) add([](F t) EACH { return phi_near(t); }, true);
     else add([](F t) EACH { return phi_near(t); }, false);
-    part.centre = float(c);
+    part.centre = float(mean) * s.tau;
     double x = total(A[0] + A[1]) / mass, y = total(B[0] + B[1]) / mass;
     if (largest(lost) > (Q ? 0 : -INF)) { // the term of a class without p is its q
       double scale = shift * LN2_D - part.centre;
@@ -231,7 +232,7 @@ template <bool P, bool Q> APART bool block_of_logs(const Floats &block, Scale s,
     }
     part.sum = x + y, part.y = y;
     if (is_sharp(exact ? 0 : part.centre, x, y)) return true;
-    c = part.centre + y, exact = true;
+    mean = float(mean) + y / s.tau, exact = true;
   }
   return false;
 }

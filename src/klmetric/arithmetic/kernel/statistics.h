@@ -61,11 +61,12 @@ struct Ranking {
 constexpr float ATANH_NEAR[] = {1.f / 3, 1.f / 5, 1.f / 7, 1.f / 9}, BOTH_NEAR[] = {1.f, 1.f / 6, 1.f / 15, 1.f / 28};
 template <class V> struct Terms {
   V reverse{}, jensen_shannon{}, total_variation{};
-  // p, q and q - p, which near p = q has more digits than their difference.
-  INLINE void add(V p, V q, V d) {
+  // p, q and q - p, which near p = q has more digits than their difference; log(q / p), for p that is nearly 0.
+  INLINE void add(V p, V q, V d, V log_ratio) {
     V both = p + q, inverse = both > 0 ? 1 / both : V{}, r = d * inverse, up = 2 * q * inverse, down = 2 * p * inverse;
     V a = q > 0 ? psi(r, up) : V{}, b = p > 0 ? psi(-r, down) : V{};
-    reverse += p > 0 ? both * (r * r - (up / 2) * (a - b)) : V{};
+    V far = log_ratio < D_INF ? q * (log_ratio - 1) + p : V{};
+    reverse += down > TINY ? both * (r * r - (up / 2) * (a - b)) : q > 0 ? far : V{};
     jensen_shannon += both * ((2 * r * r - up * a) - down * b), total_variation += d > 0 ? d : -d;
   }
   // Of p and t = log(q / p), |t| <= NEAR: the series of all three in r = tanh(t / 2).
@@ -101,8 +102,8 @@ APART bool terms_in_float(const Floats &block, const Scale &s, const Whole &row,
     if (!any(~((t < NEAR) & (t > -NEAR)))) return terms.add_near(p, t);
     F q = exp(y, s, base_q) * of_q;
     I is_p = x > none, near = (t < 1.f) & (t > -1.f);
-    t = near ? t : F{};
-    terms.add(p, q, near ? p * (t + phi(t)) : q - p);
+    F t_near = near ? t : F{};
+    terms.add(p, q, near ? p * (t_near + phi(t_near)) : q - p, t);
     lost = larger(is_p ? none : y, lost), fit &= ~is_p | (p >= q * TINY);
   });
   return !any(~fit);
@@ -113,8 +114,8 @@ APART void terms_in_double(const double *a, const double *b, int n, const Whole 
     D p = exp(x * row.tau - row.log_mass), q = exp((y * row.tau - row.log_mass) - row.apart);
     D t = (d * row.tau - row.apart) + lost_in(d, y, x) * row.tau;
     L near = (t < NEAR_D) & (t > -NEAR_D);
-    t = near ? t : D{};
-    terms.add(p, q, near ? p * (t + t * t * polynomial(G_D, t)) : q - p);
+    D t_near = near ? t : D{};
+    terms.add(p, q, near ? p * (t_near + t_near * t_near * polynomial(G_D, t_near)) : q - p, t);
     lost = larger(x > none ? none : y, lost);
   });
 }
