@@ -62,6 +62,7 @@ def klmetric_compiled(shape: Shape, dtype: str, kind: str) -> Call:
     from klmetric import kl_divergence
 
     p, q = inputs(shape, dtype, kind)
+    torch._dynamo.reset()  # of the shapes before, of which it remembers eight
     compiled = torch.compile(kl_divergence, fullgraph=True, dynamic=False)
     input_format = "probs" if is_of_probs(kind) else "logits"
     return lambda: compiled(p, q, input_format=input_format)
