@@ -3,6 +3,7 @@
 import math
 
 import mpmath
+import numpy as np
 import torch
 
 LOGITS, PROBS = ("logits", "logits"), ("probs", "probs")
@@ -96,3 +97,22 @@ def cases_by_kind(widths):
     for kind, *case in cases(widths):
         found.setdefault(kind, []).append(case)
     return found
+
+
+def check(measure, p, q, formats, temperature, places):
+    """Hold `measure(p, q, formats, temperature)`, which gives divergences and agreements, to 60 digits in some rows."""
+    kl, agrees = measure(p, q, formats, temperature)
+    assert kl.dtype == torch.float64
+    assert not (kl < 0).any()
+    for i in places:
+        true = reference(p[i], q[i], formats, temperature)
+        if math.isfinite(true):
+            assert abs(kl[i].item() - true) <= 1e-6 * max(true, 1e-13), (p.shape, i)
+        else:
+            np.testing.assert_equal(kl[i].item(), true)
+    # The first of the largest classes is the most likely one.
+    sound = ~kl.isnan()
+    assert torch.equal(agrees[sound], (p.double().argmax(-1) == q.double().argmax(-1))[sound])
+    if formats[0] == formats[1]:
+        same, _ = measure(p, p, formats, temperature)
+        assert ((same == 0) | same.isnan()).all()

@@ -44,26 +44,22 @@ def measure_rows(
         return measured._replace(kl=measured.kl.to(p.device, result_dtype(p, q)))
     if is_recorded():
         return Measured(_recorded(p, q, options), _agree(p, q) if agrees else None)
-    if not has_gradient(p, q):
-        return _measured(p, q, options, weight, agrees, totals, before)
-    measured = _measured(p.detach(), q.detach(), options, agrees=agrees)
-    kl = WithGradient.apply(p, q, measured.kl, options)  # type: ignore[no-untyped-call]
-    return Measured(kl, measured.agrees)
+    if has_gradient(p, q):
+        # Totals that came with the rows would be without their gradients.
+        measured = _measured(p.detach(), q.detach(), options, agrees)
+        kl = WithGradient.apply(p, q, measured.kl, options)  # type: ignore[no-untyped-call]
+        return Measured(kl, measured.agrees)
+    if p.is_cpu and _serves(p, q, options):
+        return native.measure(p, q, *_asked(options), weight=weight, agrees=agrees, totals=totals, before=before)
+    return _measured(p, q, options, agrees)
 
 
-def _measured(
-    p: Tensor,
-    q: Tensor,
-    options: "Options",
-    weight: Tensor | None = None,
-    agrees: bool = False,
-    totals: Totals | None = None,
-    before: Tensor | None = None,
-) -> Measured:
+def _measured(p: Tensor, q: Tensor, options: "Options", agrees: bool) -> Measured:
+    """The rows alone, without gradients."""
     if not p.is_cpu and (found := accelerator.measure_if_it_serves(p, q, options, agrees)) is not None:
         return Measured(*found)
     if p.is_cpu and _serves(p, q, options):
-        return native.measure(p, q, *_asked(options), weight=weight, agrees=agrees, totals=totals, before=before)
+        return native.measure(p, q, *_asked(options), agrees=agrees)
     return Measured(plain_in_blocks(p, q, options), _agree(p, q) if agrees else None)
 
 
