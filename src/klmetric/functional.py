@@ -52,11 +52,12 @@ def kl_divergence(
         dim: the class axis. (`dim` and `input_format` are of tensors; a distribution knows its own.)
         classes: take the first so many classes of both, which may have more, and not equally many (padded
             vocabularies). They are normalised again. None for all.
-        direction: `"forward"` KL(p‖q), `"reverse"` KL(q‖p), `"jeffreys"` their sum.
+        direction: `"forward"` KL(p‖q), `"reverse"` KL(q‖p), `"jeffreys"` their sum, `"jensen_shannon"` the mean of
+            KL(p‖m) and KL(q‖m) with m = (p + q)/2, at most log 2.
         temperature: divides the logits and log-probabilities of both; probabilities go to the power 1/temperature.
         base: of the logarithm; None for e.
-        eps: floor under the probabilities of the approximation (q, and p where the direction is reversed), which are
-            normalised again afterwards. 0 leaves them alone.
+        eps: floor under the probabilities of the approximation (q, p where the direction is reversed, both for
+            Jensen-Shannon), which are normalised again afterwards. 0 leaves them alone.
         nan_strategy: what rows that are no distributions do (NaN, negative, all zero, infinite logits).
             `"propagate"` makes the result NaN, with a warning that counts them; `"ignore"` leaves them out, with a
             warning; `"error"` raises.

@@ -35,7 +35,8 @@ class KLDivergence(Accumulator):
         dim: the class axis.
         classes: take the first so many classes of both, which may have more, and not equally many (padded
             vocabularies). They are normalised again. None for all.
-        direction: `"forward"` KL(p‖q), `"reverse"` KL(q‖p), `"jeffreys"` their sum.
+        direction: `"forward"` KL(p‖q), `"reverse"` KL(q‖p), `"jeffreys"` their sum, `"jensen_shannon"` the mean of
+            KL(p‖m) and KL(q‖m) with m = (p + q)/2, at most log 2.
         temperature: divides the logits and log-probabilities of both; probabilities go to the power 1/temperature.
         base: of the logarithm; None for e.
         eps: floor under the probabilities of the approximation, normalised again afterwards; 0 leaves them alone.

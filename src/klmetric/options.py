@@ -9,12 +9,12 @@ from typing import Literal, TypeAlias
 from zlib import crc32
 
 Format: TypeAlias = Literal["probs", "log_probs", "logits"]
-Direction: TypeAlias = Literal["forward", "reverse", "jeffreys"]
+Direction: TypeAlias = Literal["forward", "reverse", "jeffreys", "jensen_shannon"]
 Reduction: TypeAlias = Literal["mean", "sum", "batchmean", "none"]
 NanStrategy: TypeAlias = Literal["propagate", "ignore", "error"]
 
 FORMATS = ("probs", "log_probs", "logits")
-DIRECTIONS = ("forward", "reverse", "jeffreys")
+DIRECTIONS = ("forward", "reverse", "jeffreys", "jensen_shannon")
 REDUCTIONS = ("mean", "sum", "batchmean", "none")
 NAN_STRATEGIES = ("propagate", "ignore", "error")
 

@@ -36,6 +36,14 @@ def test_same_value_and_gradient(dynamic, shapes):
         torch.testing.assert_close(gradient, q.grad, rtol=1e-3, atol=1e-7)
 
 
+def test_jensen_shannon():
+    compiled = torch.compile(kl_divergence, fullgraph=True, backend="aot_eager")
+    p, q = logits(8, 300), logits(8, 300, seed=1)
+    options = {"input_format": "logits", "direction": "jensen_shannon", "reduction": "none"}
+    for a in (p, p.clone().requires_grad_()):
+        torch.testing.assert_close(compiled(a, q, **options), kl_divergence(a, q, **options), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("nan_strategy", ["propagate", "ignore"])
 def test_weights_and_bad_rows(nan_strategy):
     # What is asked here is whether it is one graph: without C++, which takes long to make and rounds as above.

@@ -74,7 +74,11 @@ def test_a_bad_weight_is_said_at_the_end(metric_class, bad):
 
 
 @pytest.mark.parametrize("formats", [("logits", "logits"), ("probs", "probs"), ("probs", "log_probs")])
-@pytest.mark.parametrize("options", [{}, {"eps": 1e-3}, {"temperature": 2.0}, {"direction": "jeffreys"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"eps": 1e-3}, {"temperature": 2.0}, {"direction": "jeffreys"}, {"direction": "jensen_shannon"}],
+    ids=str,
+)
 def test_the_value_is_that_of_the_cpu(device, formats, options):
     p, q = (pair(5, 40, input_format=f)[i] for i, f in enumerate(formats))
     options = {"input_format": formats, "reduction": "none", **options}

@@ -1,5 +1,7 @@
 """The transforms of `torch.func`, and batches of gradients: as `F.kl_div` has them."""
 
+import math
+
 import pytest
 import torch
 from cases import logits
@@ -14,6 +16,7 @@ CASES = {
     "log_probs": ({"input_format": "log_probs"}, lambda x: x.log_softmax(-1)),
     "probs": ({}, lambda x: x.softmax(-1)),
     "reverse": ({"input_format": "logits", "direction": "reverse"}, lambda x: x),
+    "jensen_shannon": ({"input_format": "logits", "direction": "jensen_shannon"}, lambda x: x),
     "temperature": ({"input_format": "logits", "temperature": 2.0}, lambda x: x),
     "weight": ({"input_format": "logits", "weight": torch.tensor([1.0, 0.0, 2.0, 0.5])}, lambda x: x),
     "ignore": ({"input_format": "logits", "nan_strategy": "ignore"}, lambda x: x),
@@ -32,6 +35,10 @@ def functions(case, reduction="mean"):
         a, b = ((x / options.get("temperature", 1.0)).log_softmax(-1) for x in (a, b))
         a, b = (b, a) if options.get("direction") == "reverse" else (a, b)
         rows = functional.kl_div(b, a, log_target=True, reduction="none").sum(-1)
+        if options.get("direction") == "jensen_shannon":
+            middle = torch.logaddexp(a, b) - math.log(2)
+            both = [functional.kl_div(middle, x, log_target=True, reduction="none").sum(-1) for x in (a, b)]
+            rows = (both[0] + both[1]) / 2
         return rows if reduction == "none" else (rows * weight).sum() / weight.sum()
 
     return ours, theirs

@@ -216,7 +216,7 @@ WITHOUT_TORCH = [
     ("compare p.npy q.npy --groups no.txt", 2, "Error: --groups: There must be a file or a folder at no.txt."),
     ("compare p.npy q.npy --fail-above mean", 2, "A limit must be a value and a number, as mean=0.01. Got 'mean'"),
     ("compare p.npy q.npy --fail-below median=1", 2, "A limit must be of mean, stderr"),
-    ("compare p.npy q.npy --direction back", 2, "`direction` must be one of 'forward', 'reverse', 'jeffreys'."),
+    ("compare p.npy q.npy --direction back", 2, "`direction` must be one of 'forward', 'reverse', 'jeffreys', 'jensen"),
     ("compare p.npy q.npy --input-format logit", 2, "`--input-format` must be one of"),
     ("compare p.npy q.npy --input-format logits,,probs,logits", 2, "must be one format, or a pair"),
     ("compare p.npy q.npy --temperature 0", 2, "`temperature` must be a finite number above 0. Got 0"),

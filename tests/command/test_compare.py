@@ -373,6 +373,7 @@ class TestReport:
         ("arguments", "options"),
         [
             (["--direction", "jeffreys"], {"direction": "jeffreys"}),
+            (["--direction", "jensen_shannon"], {"direction": "jensen_shannon"}),
             (["--temperature", 2], {"temperature": 2.0}),
             (["--base", 2], {"base": 2}),
             (["--eps", 1e-4], {"eps": 1e-4}),

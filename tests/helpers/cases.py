@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 FORMATS = ("probs", "log_probs", "logits")
-DIRECTIONS = ("forward", "reverse", "jeffreys")
+DIRECTIONS = ("forward", "reverse", "jeffreys", "jensen_shannon")
 
 # Data sets and batch sizes of which every number of processes must make the same value, to the bit.
 GRID = [(count, batch_size) for count in (7, 8, 100, 1001) for batch_size in (1, 3, 16)]

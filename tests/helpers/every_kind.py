@@ -11,7 +11,7 @@ MIXED, OTHER = ("probs", "log_probs"), ("logits", "probs")
 INF, NAN = math.inf, math.nan
 
 
-def reference(p, q, formats=LOGITS, temperature=1.0):
+def reference(p, q, formats=LOGITS, temperature=1.0, direction="forward"):
     """One row in 60 digits; NaN where it is no pair of distributions."""
     with mpmath.workdps(60):
         logs = []
@@ -27,6 +27,11 @@ def reference(p, q, formats=LOGITS, temperature=1.0):
             mass = top + mpmath.log(mpmath.fsum(mpmath.exp(v - top) for v in x))
             logs.append([v - mass for v in x])
         terms = []
+        if direction == "jensen_shannon":
+            for a, b in zip(*logs, strict=True):
+                x, y = mpmath.exp(a), mpmath.exp(b)
+                terms += [z * mpmath.log(2 * z / (x + y)) / 2 for z in (x, y) if z]
+            return float(mpmath.fsum(terms))
         for a, b in zip(*logs, strict=True):
             if a > -745.1332191019412:  # else its probability is 0 in float64
                 if b == -mpmath.inf:
@@ -99,13 +104,13 @@ def cases_by_kind(widths):
     return found
 
 
-def check(measure, p, q, formats, temperature, places):
+def check(measure, p, q, formats, temperature, places, direction="forward"):
     """Hold `measure(p, q, formats, temperature)`, which gives divergences and agreements, to 60 digits in some rows."""
     kl, agrees = measure(p, q, formats, temperature)
     assert kl.dtype == torch.float64
     assert not (kl < 0).any()
     for i in places:
-        true = reference(p[i], q[i], formats, temperature)
+        true = reference(p[i], q[i], formats, temperature, direction)
         if math.isfinite(true):
             assert abs(kl[i].item() - true) <= 1e-6 * max(true, 1e-13), (p.shape, i)
         else:

@@ -30,6 +30,12 @@ def kl_of_row(
     direction: str = "forward",
 ) -> float:
     formats = (input_format, input_format) if isinstance(input_format, str) else input_format
+    if direction == "jensen_shannon":
+        a, b = (distribution(x, form, temperature, eps) for x, form in zip((p, q), formats, strict=True))
+        terms = [
+            (x * mpmath.log(2 * x / (x + y)) if x else 0) for x, y in (*zip(a, b, strict=True), *zip(b, a, strict=True))
+        ]
+        return float(mpmath.fsum(terms) / 2)
     total = mpmath.mpf(0)
     for way, first, second in (("forward", 0, 1), ("reverse", 1, 0)):
         if direction in (way, "jeffreys"):

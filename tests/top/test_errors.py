@@ -214,7 +214,7 @@ BAD_OPTIONS = {
     ),
     "direction": (
         {"direction": "backward"}, ValueError,
-        "`direction` must be one of 'forward', 'reverse', 'jeffreys'. Got 'backward'.",
+        "`direction` must be one of 'forward', 'reverse', 'jeffreys', 'jensen_shannon'. Got 'backward'.",
     ),
     "nan_strategy": (
         {"nan_strategy": "warn"}, ValueError,

@@ -273,7 +273,7 @@ class TestDistributions:
         value = kl_divergence(D.Categorical(probs=p), D.Categorical(probs=q[0]))
         torch.testing.assert_close(value, kl_divergence(p, q[:1].expand(4, 6)))
 
-    @pytest.mark.parametrize("direction", DIRECTIONS)
+    @pytest.mark.parametrize("direction", ["forward", "reverse", "jeffreys"])
     def test_normal(self, direction):
         mean, scale = logits(4, 3), logits(4, 3, seed=1).exp()
         p = D.Independent(D.Normal(mean, scale), 1)

@@ -40,6 +40,7 @@ def measure_if_it_serves(p: Tensor, q: Tensor, options: "Options", agrees: bool 
         and p.numel()
         and p.shape[-1] <= WIDEST
         and not options.eps
+        and options.direction in plain.SWAPPED
         and on_accelerators()
         and _is_right(p, q, options, agrees)
     ):

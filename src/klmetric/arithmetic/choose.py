@@ -49,7 +49,7 @@ def measure_rows(
         measured = _measured(p.detach(), q.detach(), options, agrees)
         kl = WithGradient.apply(p, q, measured.kl, options)  # type: ignore[no-untyped-call]
         return Measured(kl, measured.agrees)
-    if p.is_cpu and _serves(p, q, options):
+    if p.is_cpu and _serves(p, q, options) and options.direction != "jensen_shannon":
         return native.measure(p, q, *_asked(options), weight=weight, agrees=agrees, totals=totals, before=before)
     return _measured(p, q, options, agrees)
 
@@ -59,8 +59,17 @@ def _measured(p: Tensor, q: Tensor, options: "Options", agrees: bool) -> Measure
     if not p.is_cpu and (found := accelerator.measure_if_it_serves(p, q, options, agrees)) is not None:
         return Measured(*found)
     if p.is_cpu and _serves(p, q, options):
-        return native.measure(p, q, *_asked(options), agrees=agrees)
+        return _by_kernel(p, q, *_asked(options), agrees=agrees)
     return Measured(plain_in_blocks(p, q, options), _agree(p, q) if agrees else None)
+
+
+def _by_kernel(
+    p: Tensor, q: Tensor, formats: tuple[str, str], direction: str, temperature: float, agrees: bool = False
+) -> Measured:
+    if direction != "jensen_shannon":
+        return native.measure(p, q, formats, direction, temperature, agrees=agrees)
+    numbers, same = native.statistics(p, q, formats, temperature, True)
+    return Measured(numbers[native.JENSEN_SHANNON], same[..., 0] if agrees else None)
 
 
 def _agree(p: Tensor, q: Tensor) -> Tensor:
@@ -93,7 +102,7 @@ HAS_KERNEL = level() is not None
 @torch.library.custom_op("klmetric::kl_rows", mutates_args=())
 def kl_by_kernel(p: Tensor, q: Tensor, p_format: str, q_format: str, direction: str, temperature: float) -> Tensor:
     """The kernel as one operation of a compiled graph."""
-    return native.measure(p, q, (p_format, q_format), direction, temperature).kl
+    return _by_kernel(p, q, (p_format, q_format), direction, temperature).kl
 
 
 @kl_by_kernel.register_fake

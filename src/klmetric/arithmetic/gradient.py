@@ -70,7 +70,8 @@ def _in_blocks(p: Tensor, q: Tensor, gradient: Tensor, wanted: tuple[bool, bool]
         if is_wanted
     ]
     gradient = gradient.to(result_dtype(p, q)).contiguous()
-    of_block = _of_logits if "probs" not in options.input_format and not options.eps else _of_anything
+    is_plain = "probs" not in options.input_format and not options.eps and options.direction in SWAPPED
+    of_block = _of_logits if is_plain else _of_anything
     for a, b, g, *targets in blocks(max(1, BLOCK // p.shape[-1]), p, q, gradient, *results):
         for target, x in zip(targets, of_block(a, b, g, wanted, options), strict=True):
             target.copy_(x)

@@ -20,7 +20,8 @@ from klmetric.arithmetic.level import JOB, LIBRARY, level
 from klmetric.options import DIRECTIONS
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-TOP = 1, 5, 10  # of the most likely classes, as kernel/statistics.h has it
+# Of the most likely classes, and a place among the numbers, as kernel/statistics.h has them.
+TOP, JENSEN_SHANNON = (1, 5, 10), 2
 # A thread takes whole groups of rows, and not fewer numbers than pay for it.
 GROUP, LEAST = 16, 2**16
 # Totals to be made of rows, as klmetric.totals lays them out: their number, how many of the worst rows are among them,

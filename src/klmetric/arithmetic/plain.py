@@ -27,7 +27,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from klmetric.options import Format, Options
 
-# The divergences that make up a direction: whether that of p from q.
+# The divergences that make up a direction: whether that of p from q. (Jensen-Shannon is made of others.)
 SWAPPED = {"forward": (False,), "reverse": (True,), "jeffreys": (False, True)}
 # Least p to divide by: the gradient has its square. What is lost below it is less than any divergence.
 TINY = 1e-100
@@ -74,12 +74,18 @@ def plain(p: Tensor, q: Tensor, options: "Options", width: int | None = None) ->
     """
     a, b = (_Rows(x, f, options, width) for x, f in zip((p, q), options.input_format, strict=True))
     # Rounding can leave a sum of denormal numbers below 0.
-    return _sum(_terms(a, b, options)).squeeze(-1).clamp_min(0)
+    value = _sum(_terms(a, b, options)).squeeze(-1).clamp_min(0)
+    if options.direction != "jensen_shannon":
+        return value
+    return value - (value - math.log(2)).clamp_min(0).detach()  # and one of nothing in common above its limit
 
 
 def _terms(a: "_Rows", b: "_Rows", options: "Options") -> Iterator[Tensor]:
     """What each class adds to the divergence, part by part."""
     for of_p, of_q in zip(a, b, strict=True):
+        if options.direction == "jensen_shannon":
+            yield _jensen_shannon(*a.floored(*of_p), *b.floored(*of_q))
+            continue
         for swapped in SWAPPED[options.direction]:
             yield _bregman(*of_q, *a.floored(*of_p)) if swapped else _bregman(*of_p, *b.floored(*of_q))
 
@@ -90,6 +96,17 @@ def _bregman(log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
     # A class whose probability is 0 in float64 has none, whatever its logit: so a mask of -1e9 is a mask.
     far = torch.where(p > 0, log_q - log_p, 0)
     return d - p * torch.where(d.abs() < p / 2, near, far)
+
+
+def _jensen_shannon(log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
+    both = (p + q).clamp_min(TINY)
+    r = (q - p) / both
+    log_middle = (both / 2).log()
+    # It is (p log(p / m) + q log(q / m)) / 2, where m is the mean of p and q, p / m = 1 - r and q / m = 1 + r.
+    near = [x.clamp(-0.5, 0.5).log1p() for x in (-r, r)]
+    far = [torch.where(x > 0, log_x - log_middle, 0) for log_x, x in ((log_p, p), (log_q, q))]
+    of_p, of_q = (torch.where(r.abs() < 0.5, *each) for each in zip(near, far, strict=True))
+    return (p * of_p + q * of_q) / 2
 
 
 class _Rows:

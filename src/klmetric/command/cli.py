@@ -125,7 +125,7 @@ def compare_command(
     ] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Take the first so many classes only.")] = None,
     direction: Annotated[
-        str, typer.Option(help="forward KL(p‖q), reverse KL(q‖p), or jeffreys, their sum.")
+        str, typer.Option(help="forward KL(p‖q), reverse KL(q‖p), their sum jeffreys, or jensen_shannon.")
     ] = "forward",
     temperature: Annotated[float, typer.Option(help="Divides the logits of both.")] = 1.0,
     eps: Annotated[float, typer.Option(help="A floor under the probabilities of q.")] = 0.0,

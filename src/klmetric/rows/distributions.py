@@ -57,7 +57,7 @@ def kl_of_distributions(
 
     Raises:
         TypeError: for a pair of which torch knows no divergence.
-        ValueError: for options of categorical distributions.
+        ValueError: for options and a direction of categorical distributions.
     """
     usual = Options()
     for name in ("temperature", "eps", "classes"):
@@ -66,6 +66,11 @@ def kl_of_distributions(
                 f"`{name}` is for categorical distributions. Got {name}={getattr(options, name)} with"
                 f" {type(p).__name__} and {type(q).__name__}."
             )
+    if options.direction == "jensen_shannon":
+        raise ValueError(
+            "direction='jensen_shannon' is for categorical distributions: of others, it has no closed form. Got"
+            f" {type(p).__name__} and {type(q).__name__}. 'jeffreys' is symmetric as well."
+        )
     tensors = [*_tensors(p), *_tensors(q)]
     exact_p, exact_q = in_float64(p), in_float64(q)
     both = {"forward": [(exact_p, exact_q)], "reverse": [(exact_q, exact_p)]}
