@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from every_kind import INF, LOGITS, NAN, PROBS, cases_by_kind, check
 
-from klmetric.arithmetic import native
+from klmetric.arithmetic import native, threads
 from klmetric.arithmetic.level import LEVELS as ALL_LEVELS
 from klmetric.arithmetic.level import LIBRARY
 from klmetric.rows.rows import Rows
@@ -117,9 +118,22 @@ def test_threads(shape):
     q = p + 0.1 * torch.randn(p.shape)
     weight = torch.rand(shape)
     one = native.measure(p, q, LOGITS, agrees=True, weight=weight, totals=ASKED, threads=1)
-    for threads in (2, 3, 7):
-        other = native.measure(p, q, LOGITS, agrees=True, weight=weight, totals=ASKED, threads=threads)
+    for many in (2, 3, 7):
+        other = native.measure(p, q, LOGITS, agrees=True, weight=weight, totals=ASKED, threads=many)
         assert all(map(torch.equal, one, other))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be sent to a core here")
+def test_threads_that_wake_leave_the_core_of_this_one_alone():
+    allowed = os.sched_getaffinity(0)
+    p = torch.randn(1000, 300)
+    for _ in range(20):  # the first ones make them
+        native.measure(p, p, LOGITS, threads=2)
+    cores = [os.sched_getaffinity(thread.native_id) for thread in threading.enumerate() if "klmetric" in thread.name]
+    few = 1 < len(allowed) <= threads.FEW_CORES
+    assert cores
+    assert all(each < allowed if few else each == allowed for each in cores)
+    assert os.sched_getaffinity(0) == allowed
 
 
 def no_low_parts(x):

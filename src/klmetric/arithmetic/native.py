@@ -5,10 +5,8 @@ Tensors are on the CPU, of float64, float32, bfloat16 or float16, with any strid
 
 import ctypes
 import math
-import os
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,13 +15,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from klmetric.arithmetic.level import JOB, LIBRARY, level
+from klmetric.arithmetic.threads import in_shares, threads_for
 from klmetric.options import DIRECTIONS
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Of the most likely classes, and a place among the numbers, as kernel/statistics.h has them.
 TOP, JENSEN_SHANNON = (1, 5, 10), 2
-# A thread takes whole groups of rows, and not fewer numbers than pay for it.
-GROUP, LEAST = 16, 2**16
 # Totals to be made of rows, as klmetric.totals lays them out: their number, how many of the worst rows are among them,
 # and of the bins the fineness and the powers of two where they begin and end, or zeros.
 Totals: TypeAlias = tuple[int, int, int, int, int]
@@ -60,11 +57,6 @@ def _functions(name: str) -> tuple[Callable[..., None], ...]:
     ]
     rows.restype = add.restype = more.restype = None
     return tuple(functions)
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="klmetric")  # threads do not live on in a forked process
 
 
 def serves(a: Tensor, b: Tensor) -> bool:
@@ -111,17 +103,14 @@ def measure(
     weight = None if weight is None or sums is None else weight.to(torch.float64).resolve_neg().contiguous()
     before = None if before is None else before.contiguous()
     weight_at, same_at, before_at, sums_at = [None if x is None else x.data_ptr() for x in (weight, same, before, sums)]
-    (run, *_), data, kl_at, tasks = _functions(level() or ""), (p.data_ptr(), q.data_ptr()), kl.data_ptr(), 1
-    if p.numel() >= 2 * LEAST:
-        tasks = min(threads or torch.get_num_threads(), p.numel() // LEAST, -(-n // GROUP))
-    if tasks > 1:  # they measure, and then one adds up: in the same order, whatever their number
-        share = -(-n // (tasks * GROUP)) * GROUP
-
+    (run, *_), data, kl_at = _functions(level() or ""), (p.data_ptr(), q.data_ptr()), kl.data_ptr()
+    several = threads_for(n, p.shape[-1], threads)
+    if several > 1:  # they measure, and then one adds up: in the same order, whatever their number
         # After an interrupt they may still write: what they write to stays with them.
-        def measure_from(start: int, _: object = (p, q, kl, same)) -> None:
-            run(job, *data, None, kl_at, same_at, None, None, start, min(n, start + share))
+        def measure_share(start: int, stop: int, _: object = (p, q, kl, same), data: Any = data) -> None:
+            run(job, *data, None, kl_at, same_at, None, None, start, stop)
 
-        list(_pool(os.getpid()).map(measure_from, range(0, n, share)))
+        in_shares(measure_share, n, p.shape[-1], several)
         data = 0, 0
     run(job, *data, weight_at, kl_at, same_at, before_at, sums_at, 0, n)
     return Measured(kl, same, sums)
@@ -161,6 +150,10 @@ def statistics(
     sides = (p.stride(), p.dtype, formats[0]), (q.stride(), q.dtype, formats[1])
     job, shape, n = _job(p.shape, sides, "forward", temperature, NO_TOTALS)
     numbers, agree = torch.empty(*shape, 7, dtype=torch.float64), torch.empty(*shape, 3, dtype=torch.bool)
-    _, _, run = _functions(level() or "")
-    run(job, p.data_ptr(), q.data_ptr(), numbers.data_ptr(), agree.data_ptr(), measures, 0, n)
+    *_, run = _functions(level() or "")
+
+    def measure_share(start: int, stop: int, _: object = (p, q, numbers, agree)) -> None:
+        run(job, p.data_ptr(), q.data_ptr(), numbers.data_ptr(), agree.data_ptr(), measures, start, stop)
+
+    in_shares(measure_share, n, p.shape[-1], threads_for(n, p.shape[-1]))
     return numbers.movedim(-1, 0).contiguous(), agree

@@ -14,7 +14,7 @@ struct Table { // [class][row]
     for (int i = 0; i < classes * FLOATS; i += FLOATS) f(load<F>(a + i), load<F>(b + i), i);
   }
 };
-struct Lane { W kl; I done, agrees; };
+struct Lane { W sum, y; I done, agrees; }; // KL = log1p(sum) - y
 
 // A sum over classes, eight at a time: one after the other they would round off more than is promised.
 struct Sum {
@@ -76,7 +76,7 @@ template <bool P, bool Q> APART Lane lanes_of_logs(Table &table, Scale scale) {
     fit &= floats(from) < 60.f;
     x = x + doubles(V) / doubles(mass) * exp(smaller(from, W{} + 60.));
   }
-  return {larger(log1p(x + y) - y, W{}), fit, top.agrees};
+  return {x + y, y, fit, top.agrees};
 }
 
 APART Lane lanes_of_probs(Table &table) {
@@ -90,7 +90,7 @@ APART Lane lanes_of_probs(Table &table) {
     B += term.d, of_terms.add(term.a, i), fit &= term.fit;
   });
   W mass = doubles(P), x = doubles(of_terms.total()) / mass, y = doubles(B) / (mass * doubles(rho));
-  return {larger(x + (log1p(y) - y), W{}), fit, top.agrees};
+  return {y, y - x, fit, top.agrees};
 }
 
 } // namespace

@@ -5,8 +5,8 @@
 
 namespace {
 
-constexpr int GROUP = FLOATS; // rows that are finished together
-constexpr int PARTS = 128;    // blocks that are merged at once
+constexpr int GROUP = 64; // rows that are finished together
+constexpr int PARTS = 128; // blocks that are merged at once
 
 // ---- reading --------------------------------------------------------------------------------------------------------
 INLINE float number(float x) { return x; }
@@ -31,12 +31,14 @@ INLINE int64_t start_of(const Job &job, const Side &s, int64_t r) {
   for (int64_t k = job.axes - 1; k > 0; r /= job.sizes[k--]) at += r % job.sizes[k] * s.steps[k];
   return at + r * s.steps[0];
 }
-INLINE void rows_of(const Job &job, const Side &s, int64_t r, int n, Row *rows) {
-  int64_t last = job.axes - 1, at = 0, end = r;
-  for (int64_t i = r; i < r + n; i++, at += s.steps[last]) {
+// Where the elements of n rows begin, from row r on.
+INLINE void starts_of(const Job &job, const Side &s, int64_t r, int n, int64_t *starts) {
+  int64_t last = job.axes - 1, at = start_of(job, s, r);
+  for (int i = 0; i < n;) {
     // Divisions cost as much as a small row: one lot of them for all rows that follow along the last axis.
-    if (i == end) at = start_of(job, s, i), end = last ? i - i % job.sizes[last] + job.sizes[last] : r + n;
-    rows[i - r] = {&s, at};
+    int64_t along = last ? job.sizes[last] - (r + i) % job.sizes[last] : n, end = along < n - i ? i + along : n;
+    if (i) at = start_of(job, s, r + i);
+    for (; i < end; i++, at += s.steps[last]) starts[i] = at;
   }
 }
 template <class To> INLINE void read(Row r, int64_t at, To *to, int64_t step_to, int n) {
@@ -184,11 +186,11 @@ void finish(const Part *parts, int n, double *kl) {
 // ---- a group of rows ------------------------------------------------------------------------------------------------
 union Memory { Scratch block; Table table; Memory() {} };
 
-// [row][class] to [class][row], a square of four by four at a time.
+// [row][class] to [class][row], a square of four by four at a time; lanes without a row do the first one again.
 INLINE void turn(const float *const *rows, int classes, float *to) {
   typedef float Four __attribute__((vector_size(16)));
   int whole = classes / 4 * 4;
-  for (int i = 0; i < GROUP; i += 4) {
+  for (int i = 0; i < FLOATS; i += 4) {
     for (int c = 0; c < whole; c += 4) {
       Four x[4], pairs[4];
       for (int j = 0; j < 4; j++) x[j] = load<Four>(rows[i + j] + c);
@@ -197,48 +199,67 @@ INLINE void turn(const float *const *rows, int classes, float *to) {
         pairs[j + 1] = __builtin_shufflevector(x[j], x[j + 1], 2, 6, 3, 7);
       }
       for (int j = 0; j < 2; j++) {
-        store(to + (c + 2 * j) * GROUP + i, __builtin_shufflevector(pairs[j], pairs[j + 2], 0, 1, 4, 5));
-        store(to + (c + 2 * j + 1) * GROUP + i, __builtin_shufflevector(pairs[j], pairs[j + 2], 2, 3, 6, 7));
+        store(to + (c + 2 * j) * FLOATS + i, __builtin_shufflevector(pairs[j], pairs[j + 2], 0, 1, 4, 5));
+        store(to + (c + 2 * j + 1) * FLOATS + i, __builtin_shufflevector(pairs[j], pairs[j + 2], 2, 3, 6, 7));
       }
     }
-    for (int c = whole; c < classes; c++) store(to + c * GROUP + i, Four{rows[i][c], rows[i + 1][c], rows[i + 2][c], rows[i + 3][c]});
+    for (int c = whole; c < classes; c++) store(to + c * FLOATS + i, Four{rows[i][c], rows[i + 1][c], rows[i + 2][c], rows[i + 3][c]});
   }
 }
-INLINE void read_lanes(const Row *rows, int classes, int n, float *to) {
-  const Side &side = *rows->side;
-  if (side.dtype == FLOAT32 && side.class_step == 1) {
-    const float *from[GROUP]; // lanes without a row do the first one again
-    for (int i = 0; i < GROUP; i++) from[i] = (const float *)side.data + rows[i < n ? i : 0].start;
-    return turn(from, classes, to);
+INLINE void read_lanes(const Side &side, const int64_t *starts, int classes, int n, bool is_dense, float *to) {
+  if (side.dtype != FLOAT32 || side.class_step != 1) {
+    for (int i = 0; i < FLOATS; i++) read({&side, starts[i < n ? i : 0]}, 0, to + i, FLOATS, classes);
+    return;
   }
-  for (int i = 0; i < GROUP; i++) read(rows[i < n ? i : 0], 0, to + i, GROUP, classes);
+  const float *data = (const float *)side.data, *from[FLOATS];
+  if (classes == 2 && is_dense && n >= FLOATS) {
+    F x = load<F>(data + *starts), y = load<F>(data + *starts + FLOATS);
+    store(to, __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30));
+    return store(to + FLOATS, __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
+  }
+  for (int i = 0; i < FLOATS; i++) from[i] = data + starts[i < n ? i : 0];
+  turn(from, classes, to);
 }
 
-void group_of_rows(const Job &job, const Side &p, const Side &q, int64_t r, int n, const Scale &scale, double *kl,
-                   bool *agrees) {
-  Memory memory;
-  Row p_rows[GROUP], q_rows[GROUP];
-  rows_of(job, p, r, n, p_rows), rows_of(job, q, r, n, q_rows);
-  bool done[GROUP] = {};
-  if (job.classes <= FEW && in_float(job)) {
-    Table &t = memory.table;
-    t.classes = int(job.classes);
-    read_lanes(p_rows, t.classes, n, t.a), read_lanes(q_rows, t.classes, n, t.b);
+// Rows of few classes: the divergences, where p and q agree, and which of them are done; whether all are.
+INLINE bool lanes_of_group(const Job &job, const Side &p, const Side &q, const int64_t *p_at, const int64_t *q_at, int n,
+                           const Scale &scale, Table &t, double *kl, bool *agrees, bool *done) {
+  typedef int8_t Bytes __attribute__((vector_size(FLOATS)));
+  alignas(64) double y[GROUP];
+  I fit = ~I{};
+  bool dense_p = job.axes == 1 && p.steps[0] == job.classes, dense_q = job.axes == 1 && q.steps[0] == job.classes;
+  t.classes = int(job.classes);
+  for (int i = 0; i < n; i += FLOATS) {
+    read_lanes(p, p_at + i, t.classes, n - i, dense_p, t.a), read_lanes(q, q_at + i, t.classes, n - i, dense_q, t.b);
     Lane lane = of_formats(p, q, [&](auto is_p, auto is_q) {
       constexpr bool P = is_p.value, Q = is_q.value;
       if constexpr (P && Q) return lanes_of_probs(t);
       else return lanes_of_logs<P, Q>(t, scale);
     });
-    int32_t fits[GROUP], same[GROUP];
-    store(kl, lane.kl), store(fits, lane.done), store(same, lane.agrees);
-    for (int i = 0; i < GROUP; i++) done[i] = fits[i], agrees[i] = same[i];
+    store(kl + i, lane.sum), store(y + i, lane.y);
+    store(agrees + i, __builtin_convertvector(lane.agrees, Bytes) & 1);
+    store(done + i, __builtin_convertvector(lane.done, Bytes) & 1);
+    fit &= lane.done; // lanes without a row are like the first one
   }
+  // Logarithms of many rows at once do not wait for one another.
+  for (int i = 0; i < n; i += DOUBLES) store(kl + i, larger(log1p(load<D>(kl + i)) - load<D>(y + i), D{}));
+  return !any(~fit);
+}
+
+// At most GROUP rows from r on; `kl` and `agrees` have room for as many.
+void group_of_rows(const Job &job, const Side &p, const Side &q, int64_t r, int n, const Scale &scale, double *kl,
+                   bool *agrees) {
+  Memory memory;
+  int64_t p_at[GROUP], q_at[GROUP];
+  starts_of(job, p, r, n, p_at), starts_of(job, q, r, n, q_at);
+  bool done[GROUP], is_few = job.classes <= FEW && in_float(job);
+  if (is_few && lanes_of_group(job, p, q, p_at, q_at, n, scale, memory.table, kl, agrees, done) && job.classes > 1) return;
   Part parts[GROUP];
   int left[GROUP], count = 0;
   for (int i = 0; i < n; i++) {
-    if (done[i]) continue;
+    if (is_few && done[i]) continue;
     Leader leaders[2];
-    parts[count] = part_of_row(job, p_rows[i], q_rows[i], scale, memory.block, leaders);
+    parts[count] = part_of_row(job, {&p, p_at[i]}, {&q, q_at[i]}, scale, memory.block, leaders);
     agrees[i] = leaders[0].place == leaders[1].place, left[count++] = i;
   }
   if (count) {

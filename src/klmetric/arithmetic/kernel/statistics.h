@@ -153,8 +153,7 @@ void measures_of(const Job &job, Row p, Row q, const Whole &row, const Scale &sc
 Statistics statistics_of(const Job &job, int64_t r, const Scale &scale, Scratch &k, bool measures, bool *agrees) {
   double kl[GROUP];
   bool same[GROUP];
-  Row p, q;
-  rows_of(job, job.p, r, 1, &p), rows_of(job, job.q, r, 1, &q);
+  Row p{&job.p, start_of(job, job.p, r)}, q{&job.q, start_of(job, job.q, r)};
   Leader leaders[2];
   Part part = part_of_row(job, p, q, scale, k, leaders);
   if (job.classes <= FEW) group_of_rows(job, job.p, job.q, r, 1, scale, kl, same); // the bits that it has elsewhere
