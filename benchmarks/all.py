@@ -22,6 +22,7 @@ SCRIPTS = (
     "head",
     "zeros",
     "coverage",
+    "estimate",
 )
 HEAD = """# Benchmarks
 

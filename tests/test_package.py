@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_public_names():
-    assert sorted(klmetric.__all__) == ["KLDivergence", "KLDivergenceSummary", "__version__", "kl_divergence"]
+    assert sorted(klmetric.__all__) == [
+        *("KLDivergence", "KLDivergenceEstimate", "KLDivergenceSummary", "__version__", "kl_divergence")
+    ]
     assert all(hasattr(klmetric, name) for name in klmetric.__all__)
     assert klmetric.__version__ == version("klmetric")
     assert f"## {klmetric.__version__}" in (ROOT / "CHANGELOG.md").read_text()
@@ -40,7 +42,8 @@ def test_what_is_imported_and_when():
     code = (
         "import sys, klmetric\n"
         "assert not {'torch', 'torchmetrics', 'numpy'} & set(sys.modules)\n"
-        "assert {*klmetric.__all__, 'distributed', 'functional', 'metric', 'summary'} <= set(dir(klmetric))\n"
+        "modules = {'distributed', 'estimate', 'functional', 'metric', 'summary'}\n"
+        "assert {*klmetric.__all__, *modules} <= set(dir(klmetric))\n"
         "assert klmetric.distributed.real_samples.__module__ == 'klmetric.distributed'\n"
         "import pickle\n"
         "from klmetric import *\n"

@@ -5,14 +5,20 @@ from klmetric._version import __version__
 TYPE_CHECKING = False  # type checkers take it for True; that of typing costs an import
 
 if TYPE_CHECKING:
+    from klmetric.estimate import KLDivergenceEstimate
     from klmetric.functional import kl_divergence
     from klmetric.metric import KLDivergence
     from klmetric.summary import KLDivergenceSummary
 else:
     # Imported when they are asked for: the command answers to its arguments without torch, which takes seconds. Hidden
     # from type checkers, which would take any name for one of these.
-    _HOMES = {"KLDivergence": "metric", "KLDivergenceSummary": "summary", "kl_divergence": "functional"}
-    _MODULES = ("distributed", "functional", "metric", "summary")
+    _HOMES = {
+        "KLDivergence": "metric",
+        "KLDivergenceEstimate": "estimate",
+        "KLDivergenceSummary": "summary",
+        "kl_divergence": "functional",
+    }
+    _MODULES = ("distributed", "estimate", "functional", "metric", "summary")
 
     def __getattr__(name):
         from importlib import import_module
@@ -29,4 +35,4 @@ else:
         return sorted({*globals(), *_HOMES, *_MODULES})
 
 
-__all__ = ["KLDivergence", "KLDivergenceSummary", "__version__", "kl_divergence"]
+__all__ = ["KLDivergence", "KLDivergenceEstimate", "KLDivergenceSummary", "__version__", "kl_divergence"]

@@ -241,7 +241,7 @@ class KLDivergenceSummary(Accumulator):
         return values
 
 
-refuse(KLDivergenceSummary)
+refuse(KLDivergenceSummary, "summary['mean'], summary['p99']")
 
 
 def _check_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:

@@ -7,8 +7,9 @@ import torch
 from cases import logits, pair
 from fake_device import Device
 
-from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
+from klmetric import KLDivergence, KLDivergenceEstimate, KLDivergenceSummary, kl_divergence
 from klmetric.arithmetic import choose
+from klmetric.totals import moments
 
 
 @pytest.fixture(params=["cuda", "mps"])
@@ -58,6 +59,37 @@ def test_no_update_waits(metric_class, nan_strategy, weight):
         expected = expected.compute()
     for x, y in zip(*([x.values() if isinstance(x, dict) else [x] for x in (value, expected)]), strict=True):
         torch.testing.assert_close(x.held if hasattr(x, "held") else x, y, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence"])
+def test_no_update_of_an_estimate_waits(device, mean):
+    log_p, log_q = logits(6, 7), logits(6, 7, seed=1)
+    log_q[2, 3] = -math.inf
+    weight = torch.arange(42).reshape(6, 7) % 3
+    metric, expected = (KLDivergenceEstimate(estimator="k1", mean=mean) for _ in range(2))
+    metric.to(device.device)
+    on_it = device.put(log_p), device.put(log_q), device.put(weight)
+    device.waits.clear()
+    for _ in range(3):
+        metric.update(*on_it)
+        expected.update(log_p, log_q, weight)
+    if device.device.type != "mps":  # which has no float64
+        assert not device.waits
+    for (name, x), y in zip(metric.compute().items(), expected.compute().values(), strict=True):
+        torch.testing.assert_close(x.held, y, rtol=1e-6, atol=0, equal_nan=True, msg=lambda m, k=name: f"{k}: {m}")
+
+
+def test_a_large_batch_of_an_estimate_goes_in_pieces_without_waiting(device, monkeypatch):
+    monkeypatch.setattr(moments, "AT_ONCE", 30)
+    log_p, log_q = logits(6, 7), logits(6, 7, seed=1)
+    metric, expected = KLDivergenceEstimate().to(device.device), KLDivergenceEstimate()
+    on_it = device.put(log_p), device.put(log_q)
+    device.waits.clear()
+    metric.update(*on_it)
+    if device.device.type != "mps":
+        assert not device.waits
+    expected.update(log_p, log_q)
+    torch.testing.assert_close(metric.compute()["stderr"].held, expected.compute()["stderr"], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])

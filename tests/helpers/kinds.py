@@ -1,4 +1,4 @@
-"""The metrics that one contract holds for: every reduction of `KLDivergence`, and `KLDivergenceSummary`."""
+"""The metrics that one contract holds for: every reduction of `KLDivergence`, the summary and the estimates."""
 
 import warnings
 from typing import Any
@@ -6,18 +6,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
+from klmetric import KLDivergence, KLDivergenceEstimate, KLDivergenceSummary, kl_divergence
 
-KINDS = ("mean", "sum", "batchmean", "none", "summary")
+# Of distributions over classes; and of tokens that were drawn, for whose log-probabilities here any numbers pass.
+OF_CLASSES = ("mean", "sum", "batchmean", "none", "summary")
+OF_TOKENS = ("token", "sequence")
+KINDS = OF_CLASSES + OF_TOKENS
+# Whose value is a dict, without a gradient.
+DICTS = ("summary", *OF_TOKENS)
 
 
-def make(kind: str, **options: Any) -> KLDivergence | KLDivergenceSummary:
+def make(kind: str, **options: Any) -> KLDivergence | KLDivergenceEstimate | KLDivergenceSummary:
+    if kind in OF_TOKENS:
+        return KLDivergenceEstimate(mean=kind, **options)
     return KLDivergenceSummary(top=3, **options) if kind == "summary" else KLDivergence(reduction=kind, **options)
 
 
 def value_of(kind: str, p: Tensor, q: Tensor, weight: Tensor | None = None, **options: Any) -> Any:
     """The value of one batch alone."""
-    if kind != "summary":
+    if kind not in DICTS:
         value = kl_divergence(p, q, reduction=kind, weight=weight, **options)
         return value if weight is None or kind != "none" else value[weight > 0]
     metric = make(kind, **options)

@@ -27,7 +27,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from torchmetrics import MetricCollection, MinMaxMetric
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 
-from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
+from klmetric import KLDivergence, KLDivergenceEstimate, KLDivergenceSummary, kl_divergence
 from klmetric.lightning import KLDivergenceCallback
 from klmetric.lightning.loaders import loaders_of
 from klmetric.lightning.running import Running
@@ -102,6 +102,20 @@ class TestLogging:
         run.validate(Fixed(), loader(SIZES[0]), verbose=False)
         values = value_of("summary", *pair(SIZES[0], 5, seed=SIZES[0]))
         assert run.callback_metrics == {"val_kl": values["p90"]}
+
+    def test_an_estimate(self, tmp_path):
+        callback = KLDivergenceCallback(KLDivergenceEstimate())
+        run = trainer(tmp_path, callbacks=[callback])
+        run.validate(Fixed(), loader(SIZES[0]), verbose=False)
+        values = value_of("token", *pair(SIZES[0], 5, seed=SIZES[0]))  # for log-probabilities any numbers pass
+        assert run.callback_metrics == {f"val_kl_{name}": value.float() for name, value in values.items()}
+        assert set(run.progress_bar_metrics) == {"val_kl_mean"}
+        import matplotlib
+
+        matplotlib.use("agg")
+        drawn = {line.get_label() for line in callback.plot()[1].lines}
+        matplotlib.pyplot.close("all")
+        assert drawn == {f"val_kl_{name}" for name in ("mean", "stderr", "low", "high")}
 
     def test_sanity_check_is_silent(self, tmp_path):
         callback = KLDivergenceCallback()

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torchrun_run
 from cases import GRID, pair
-from kinds import KINDS, make, same, value_of, without_order
+from kinds import KINDS, OF_TOKENS, make, same, value_of, without_order
 from processes import Processes, as_launched, free_port
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import MetricCollection
@@ -373,7 +373,7 @@ def synced_in_processes(rank, size, kind):
     metric.update(p, q)
     own, before = metric.totals, metric.state_dict()
     with metric.sync_context():
-        assert metric.totals[vector.ROWS] == 10
+        assert metric.totals[vector.ROWS] == (50 if kind in OF_TOKENS else 10)
         with Counted() as counted:
             value = metric.compute()
         assert counted.calls == []
@@ -387,7 +387,7 @@ def synced_in_processes(rank, size, kind):
         ):
             with pytest.raises(TorchMetricsUserError, match=text):
                 call()
-        assert metric.totals[vector.ROWS] == 10
+        assert metric.totals[vector.ROWS] == (50 if kind in OF_TOKENS else 10)
     with pytest.raises(TorchMetricsUserError, match="has already been un-synced"):
         metric.unsync()
     assert torch.equal(metric.totals, own)

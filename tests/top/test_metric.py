@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributions as D
 from cases import DIRECTIONS, logits, pair
-from kinds import KINDS, make, same, value_of, without_order
+from kinds import DICTS, KINDS, OF_CLASSES, OF_TOKENS, make, same, value_of, without_order
 from torchmetrics import BootStrapper, MetricCollection, MetricTracker
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
@@ -32,7 +32,8 @@ def filled(kind="mean", **options):
     return metric
 
 
-COUNTS = {"count", "infinite", "invalid"} | {f"top{k}_{what}" for k in (1, 2, 3) for what in ("sample", "position")}
+COUNTS = {"count", "tokens", "sequences", "infinite", "invalid"}
+COUNTS |= {f"top{k}_{what}" for k in (1, 2, 3) for what in ("sample", "position")}
 
 
 def dtypes(value):
@@ -135,7 +136,7 @@ class TestForward:
     def test_gradient(self, kind):
         p, q = (x.requires_grad_() for x in pair(4, 5))
         metric = make(kind)
-        if kind == "summary":
+        if kind in DICTS:
             assert not any(value.requires_grad for value in metric(p, q).values())
             return
         metric(p, q).sum().backward()
@@ -197,9 +198,7 @@ class TestDtype:
             assert metric.totals.dtype == torch.float64
             metric.update(*joined())
             cast = (
-                {k: x if k in COUNTS else x.to(dtype) for k, x in exact.items()}
-                if kind == "summary"
-                else exact.to(dtype)
+                {k: x if k in COUNTS else x.to(dtype) for k, x in exact.items()} if kind in DICTS else exact.to(dtype)
             )
             torch.testing.assert_close(metric.compute(), cast)
 
@@ -303,7 +302,11 @@ WHOLE_NUMBERS = {
 }
 
 
+of_classes = pytest.mark.parametrize("kind", OF_CLASSES)
+
+
 class TestNumbersHoweverSpelt:
+    @of_classes
     @pytest.mark.parametrize("spelling", NUMBERS)
     def test_options(self, kind, spelling):
         options = {"temperature": 1.7, "eps": 1e-3, "base": 2.5}
@@ -315,6 +318,7 @@ class TestNumbersHoweverSpelt:
         metric.merge_state(expected)
         value_of(kind, *joined(), **spelt)
 
+    @of_classes
     @pytest.mark.parametrize("spelling", WHOLE_NUMBERS)
     def test_whole_ones(self, kind, spelling):
         options = {"temperature": 2, "base": 2, "dim": 1, "classes": 4}
@@ -369,6 +373,7 @@ class TestNumbersHoweverSpelt:
 class TestClasses:
     """The first so many classes of vocabularies that are padded, each to a length of its own."""
 
+    @of_classes
     @pytest.mark.parametrize("input_format", ["probs", "log_probs", "logits"])
     @pytest.mark.parametrize("lengths", [(9, 7), (7, 9), (5, 8), (5, 5)])
     def test_of_the_first(self, kind, lengths, input_format):
@@ -386,6 +391,7 @@ class TestClasses:
         assert (q.grad[:, :5] != 0).all()
         assert (q.grad[:, 5:] == 0).all()
 
+    @of_classes
     @pytest.mark.parametrize("one_hot", [D.Categorical, D.OneHotCategorical])
     def test_of_categorical_distributions(self, kind, one_hot):
         p, q = pair(6, 9, input_format="logits")
@@ -394,6 +400,7 @@ class TestClasses:
         prior = value_of(kind, one_hot(logits=p[:1, :5].expand(6, 5)), one_hot(logits=q[:, :5]))
         torch.testing.assert_close(value_of(kind, one_hot(logits=p[:1]), one_hot(logits=q[:, :7]), classes=5), prior)
 
+    @of_classes
     def test_they_tell_totals_apart(self, kind):
         metric = filled(kind, classes=4)
         with pytest.raises(ValueError, match="Only what was measured with the same options can be merged"):
@@ -555,6 +562,7 @@ class TestCheckpoint:
             metric.load_state_dict({"totals": torch.zeros(7)})
 
 
+@of_classes
 class TestNanStrategy:
     def bad(self):
         p, q = pair(4, 5)
@@ -728,11 +736,14 @@ def test_all_options_reach_the_metric(direction):
 def test_a_warning_names_the_line_of_the_user(kind):
     metric, nothing = make(kind), torch.full((2, 3), torch.nan)
     metric.update(nothing, nothing)
-    calls = {
-        "no distributions": metric.compute,
-        "With one class": lambda: make(kind).update(torch.ones(2, 1), torch.ones(2, 1)),
-        "With one class its": lambda: make(kind)(torch.ones(2, 1), torch.ones(2, 1)),
-    }
+    if kind in OF_TOKENS:
+        calls = {"tokens cannot have been drawn": metric.compute, "tokens cannot": lambda: make(kind)(nothing, nothing)}
+    else:
+        calls = {
+            "no distributions": metric.compute,
+            "With one class": lambda: make(kind).update(torch.ones(2, 1), torch.ones(2, 1)),
+            "With one class its": lambda: make(kind)(torch.ones(2, 1), torch.ones(2, 1)),
+        }
     for text, call in calls.items():
         with pytest.warns(UserWarning, match=text) as caught:
             call()

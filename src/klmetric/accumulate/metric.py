@@ -1,4 +1,4 @@
-"""`Accumulator`: what both metrics share, the torchmetrics `Metric` around one vector of totals."""
+"""`Accumulator`: what all metrics share, the torchmetrics `Metric` around one vector of totals."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -104,7 +104,8 @@ class Accumulator(Loadable, Synced):
             if self.dist_sync_on_step:
                 value = self._result_over_processes({"totals": totals, "rows": rows})
             else:
-                value = self._result(totals, rows, stacklevel=5)
+                is_called_by_a_subclass = type(self).forward is not Accumulator.forward
+                value = self._result(totals, rows, 5 + is_called_by_a_subclass)
         finally:
             self._warned = warned
         self._update_count += 1
@@ -140,8 +141,7 @@ class Accumulator(Loadable, Synced):
                 f"The metric must not be synced when a batch is added: `unsync` loses it. Got {self!r}. Leave"
                 " `sync_context`, or call `unsync`, first."
             )
-        at_once = before if self.totals.is_cpu else None
-        rows = measure(p, q, weight, self.options, self.asks_for_agreement, self._asked, at_once)
+        rows = self._rows(p, q, weight, before if self.totals.is_cpu else None)
         if self._of_distributions != isinstance(p, Distribution):  # a module takes long to set anything
             self._of_distributions = not self._of_distributions
         totals = self._of_batch(rows)
@@ -159,6 +159,10 @@ class Accumulator(Loadable, Synced):
             kept &= ~rows.kl.isnan()
         return totals, [rows.kl[kept].to(self.dtype)]
 
+    def _rows(self, p: Input, q: Input, weight: Tensor | None, before: Tensor | None) -> Rows:
+        """What is measured of one batch."""
+        return measure(p, q, weight, self.options, self.asks_for_agreement, self._asked, before)
+
     def add_rows(self, rows: Rows) -> None:
         """Add rows that were measured already (`klmetric.rows.measure.measure`) with the options of this metric."""
         self._update_count += 1
@@ -169,8 +173,12 @@ class Accumulator(Loadable, Synced):
         """Say how many rows were no distributions: with nan_strategy="ignore" once."""
         vector.check_weights(numbers)
         if not self._warned:
-            warned = vector.warn_of_invalid(numbers, self.options, stacklevel + 1, self._of_distributions)
+            warned = self._say_invalid(numbers, stacklevel + 1)
             self._warned = warned and self.options.nan_strategy == "ignore"
+
+    def _say_invalid(self, numbers: list[float], stacklevel: int) -> bool:
+        """Say it, if there is anything to say."""
+        return vector.warn_of_invalid(numbers, self.options, stacklevel + 1, self._of_distributions)
 
     def _result_over_processes(self, batch: dict[str, Any]) -> Any:
         kept = self.metric_state

@@ -28,8 +28,8 @@ class Take:
         return values[self.name]
 
 
-def refuse(kind: type[Metric]) -> None:
-    """Let what wants one number refuse metrics of this kind, whose `compute` gives a dict."""
+def refuse(kind: type[Metric], instead: str) -> None:
+    """Let what wants one number refuse metrics of this kind, whose `compute` gives a dict; `instead` names a value."""
 
     def gives_dict(child: Module | None) -> bool:
         if isinstance(child, (ModuleList, Running)):
@@ -48,7 +48,7 @@ def refuse(kind: type[Metric]) -> None:
             what = type(parent).__name__
         raise TypeError(
             f"{what} must have a metric that computes one number. Got {kind.__name__}, which computes a dict. Take one"
-            " of its values before: summary['mean'], summary['p99']."
+            f" of its values before: {instead}."
         )
 
     register_module_module_registration_hook(check)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 
+from klmetric.estimate import KLDivergenceEstimate
 from klmetric.lightning import history
 from klmetric.lightning.framework import PREFIXES, STEPS, Callback, LightningModule, Stage, Trainer
 from klmetric.lightning.loaders import loaders_of, loop_of
@@ -19,6 +20,8 @@ from klmetric.lightning.running import Running, metrics_of
 from klmetric.metric import KLDivergence
 from klmetric.options import check_choice
 from klmetric.summary import KLDivergenceSummary
+
+_OF_MANY_VALUES = (KLDivergenceEstimate, KLDivergenceSummary)
 
 
 class KLDivergenceCallback(Callback):
@@ -38,7 +41,8 @@ class KLDivergenceCallback(Callback):
         metric: what to measure, a `Metric` or `MetricCollection` whose `update` takes p, q and weight. The callback
             works on copies of it, one for each stage and dataloader. None for `KLDivergence()`: probabilities. Where
             `compute` gives a dict, each key is logged as `{name}_{key}`: with `KLDivergenceSummary()` there are
-            `val_kl_mean`, `val_kl_p99` and so on (the progress bar shows the mean).
+            `val_kl_mean`, `val_kl_p99` and so on (the progress bar shows the mean). For `KLDivergenceEstimate()`, p and
+            q give the log-probabilities of the drawn tokens.
         p: the reference: a key into the dict that the step returns, or a callable (outputs, batch) that gives a tensor
             or a `torch.distributions.Distribution`. (For `ddp_spawn` a function of a module: lambdas cannot be sent
             to its processes.) A callable is asked even where the validation or test step returned nothing, with outputs
@@ -254,12 +258,12 @@ class KLDivergenceCallback(Callback):
         self._finish("test", trainer, pl_module)
 
     def _is_divergence(self, key: str) -> bool:
-        """Whether a logged value is none of the shares, counts and places of a summary."""
-        if not any(isinstance(one, KLDivergenceSummary) for one in self.metric.modules()):
+        """Whether a logged value is none of the shares, counts and places of a summary or an estimate."""
+        if not any(isinstance(one, _OF_MANY_VALUES) for one in self.metric.modules()):
             return True
         names = "|".join(map(re.escape, self._names.values()))
-        others = r"agreement|count|infinite|invalid|top\d+_(sample|position)"
-        # Between the two stands what a collection calls the summary, and behind them the name of the dataloader.
+        others = r"agreement|count|infinite|invalid|top\d+_(sample|position)|ess|mismatch|tokens|sequences"
+        # Between the two stands what a collection calls the metric, and behind them the name of the dataloader.
         return not re.match(rf"({names})_([^/]*_)?({others})(/|$)", key)
 
     def _check_alone(self, trainer: Trainer) -> None:
@@ -344,7 +348,7 @@ class KLDivergenceCallback(Callback):
         if trainer.sanity_checking:
             return
         name = self._names[stage]
-        is_summary = isinstance(self.metric, KLDivergenceSummary)
+        has_mean = isinstance(self.metric, _OF_MANY_VALUES)
         record: dict[str, Any] = {"stage": stage, "epoch": trainer.current_epoch, "step": trainer.global_step}
         taken = names_in_use(trainer)
         for key, value in [item for one in values for item in one.items()]:
@@ -358,7 +362,7 @@ class KLDivergenceCallback(Callback):
                 key,
                 Reduced(value),
                 # Of a summary the mean: all of it would fill the screen.
-                prog_bar=self.prog_bar and (not is_summary or key.startswith(f"{name}_mean")),
+                prog_bar=self.prog_bar and (not has_mean or key.startswith(f"{name}_mean")),
                 on_step=False,
                 on_epoch=True,
                 add_dataloader_idx=False,  # by Lightning it is known during a batch only

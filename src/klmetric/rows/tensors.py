@@ -35,7 +35,7 @@ def check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
                 f"`{name}` must be a torch.Tensor or a torch.distributions.Distribution. Got {type(x).__name__}."
                 + (" Convert it with torch.as_tensor." if x is not None else "")
             )
-        _check_storage(name, x)
+        check_storage(name, x)
         if not x.is_floating_point():
             hint = "Class indices become probabilities by torch.nn.functional.one_hot(...).float()."
             if x.dtype is torch.bool:
@@ -59,7 +59,7 @@ def check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
     if p.device != q.device:
         raise ValueError(f"`p` and `q` must share a device. Got p on {p.device}, q on {q.device}. Use q.to(p.device).")
     for name, x in (("p", p), ("q", q)):
-        _check_data(name, x)
+        check_data(name, x)
     if not -p.ndim <= dim < p.ndim:
         raise ValueError(
             f"`dim` must be an axis of the input. Got dim={dim} for shape {tuple(p.shape)}. Classes are mostly last."
@@ -82,7 +82,7 @@ def first_classes(name: str, x: Tensor, options: Options) -> Tensor:
     return x.narrow(dim, 0, classes)
 
 
-def _check_storage(name: str, x: Tensor) -> None:
+def check_storage(name: str, x: Tensor) -> None:
     """Raise for a tensor that is more than one number for each place."""
     if x.is_nested:
         raise TypeError(
@@ -95,7 +95,7 @@ def _check_storage(name: str, x: Tensor) -> None:
         raise TypeError(f"`{name}` must hold plain numbers. Got {x.dtype}. Convert it with .dequantize().")
 
 
-def _check_data(name: str, x: Tensor) -> None:
+def check_data(name: str, x: Tensor) -> None:
     """Raise for a tensor that claims to have data, but where the code is compiled, which is done on such."""
     if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
         raise TypeError(
@@ -131,7 +131,7 @@ def weight_of_rows(weight: Tensor, shape: torch.Size, device: torch.device) -> T
         raise TypeError(
             f"`weight` must be a torch.Tensor. Got {type(weight).__name__}. Convert it with torch.as_tensor."
         )
-    _check_storage("weight", weight)
+    check_storage("weight", weight)
     if weight.is_complex():
         raise TypeError(f"`weight` must be bool or real. Got {weight.dtype}. Take .real or .abs().")
     if weight.is_floating_point() and weight.dtype not in DTYPES:
@@ -143,7 +143,7 @@ def weight_of_rows(weight: Tensor, shape: torch.Size, device: torch.device) -> T
         raise ValueError(
             f"`weight` must be on the device of `p`, or on the CPU. Got weight on {weight.device} and p on {device}."
         )
-    _check_data("weight", weight)
+    check_data("weight", weight)
     if weight.shape != shape[: weight.ndim]:
         raise ValueError(
             "`weight` must have one entry per sample or per row: its shape a prefix of the batch shape."

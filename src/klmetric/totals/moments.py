@@ -17,13 +17,13 @@ of each S_i, of each S_i n, and of each S_i S_j with i <= j.
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import reduce
 from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
 
 from klmetric.totals import pairs
-from klmetric.totals.sketch import PRECISION
 
 # The places of the sums before those of the numbers.
 SAMPLES, WEIGHT, SIZES, HEAD = range(4)
@@ -51,6 +51,8 @@ def of_rows(x: Tensor, weight: Tensor) -> Tensor:
     parts = [_of_some(*both) for both in zip(torch.split(x, size, 1), torch.split(weight.double(), size), strict=True)]
     if len(parts) == 1:
         return parts[0]
+    if parts[0].device.type != "cpu":  # it is not waited for
+        return reduce(pairs.add, parts)
     return torch.tensor(pairs.merge([part.tolist() for part in parts]), dtype=torch.float64)
 
 
@@ -65,19 +67,19 @@ def _of_some(x: Tensor, weight: Tensor) -> Tensor:
     # One row after the other, so that the sum over a sample is the same whatever other samples there are.
     s = torch.where(weight > 0, x * weight, 0).cumsum(-1)[..., -1]
     n = weight.cumsum(-1)[..., -1].unsqueeze(0)
-    i, j = torch.triu_indices(len(s), len(s))
+    i, j = torch.triu_indices(len(s), len(s), device=s.device)
     left, right = torch.cat([n, s, s[i]]), torch.cat([n.expand(1 + len(s), -1), s[j]])
     products = left * right
     # What the products lose by rounding (Dekker, as in `klmetric.totals.pairs`).
     (a, b), (c, d) = pairs._halves(left), pairs._halves(right)
     lost = ((a * c - products) + (a * d + b * c)) + b * d
     lost = torch.where(lost.isfinite(), lost, 0)
-    of_products = _total(torch.cat([products, lost], -1))
-    of_numbers = _total(torch.cat([(n > 0).double(), n, s]))
+    of_products = total(torch.cat([products, lost], -1))
+    of_numbers = total(torch.cat([(n > 0).double(), n, s]))
     return torch.cat([of_numbers[:, :2], of_products[:, :1], of_numbers[:, 2:], of_products[:, 1:]], 1).flatten()
 
 
-def _total(x: Tensor) -> Tensor:
+def total(x: Tensor) -> Tensor:
     """The sums along the last axis as pairs, high parts and low parts, shape (2, sums).
 
     As `klmetric.totals.pairs` adds up numbers that are not negative. An infinite one makes its sum infinite, and one of
@@ -140,7 +142,7 @@ class Means:
             factor = Fraction(slopes[i]) * Fraction(slopes[j]) * (1 if i == j else 2)
             spread += factor * (product - mean[i] * with_n[j] - mean[j] * with_n[i] + mean[i] * mean[j] * nn)
             scale += abs(factor * product)
-        if spread <= scale * PRECISION:  # of equal samples it is 0, and the sums are rounded
+        if spread <= scale * pairs.PRECISION:  # of equal samples it is 0, and the sums are rounded
             return 0.0
         return math.sqrt(spread * samples / ((samples - 1) * n * n))
 

@@ -7,6 +7,7 @@ parts. All sums are of non-negative numbers.
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from klmetric.arithmetic.tracing import has_gradient, may_look
 
 # Numbers that are added up at once: adding takes copies of them in float64.
 PIECE = 2**18
+# To which sums of products are known.
+PRECISION = Fraction(1, 2**80)
 # So few numbers are added up sooner by Python than by torch.
 FEW = 256
 

@@ -33,8 +33,7 @@ COUNTS = vector.SIZE + 6
 # the bins begin.
 CLUSTERS, AGREED, COMPARED, SEEN, LARGEST, SMALLEST, BINS = range(COUNTS, COUNTS + 7)
 
-# To which the sums of squares are known, from which size on.
-PRECISION = Fraction(1, 2**80)
+# From which size on the sums of squares are known to `pairs.PRECISION`.
 LEAST = 1e-270
 
 
@@ -181,7 +180,7 @@ def standard_error(sketch: list[float]) -> float:
     ss, sn, nn = (Fraction(sketch[i]) + Fraction(sketch[i + 3]) for i in (SQUARES, PRODUCTS, SIZES))
     mean = s / n
     spread = ss - 2 * mean * sn + mean * mean * nn
-    if spread < ss * PRECISION:  # of equal samples it is 0, and the sums are rounded
+    if spread < ss * pairs.PRECISION:  # of equal samples it is 0, and the sums are rounded
         return 0.0
     return math.sqrt(spread * clusters / ((clusters - 1) * n * n))
 
