@@ -9,10 +9,10 @@ from side_by_side import report, table
 from torch import Tensor
 
 from klmetric import KLDivergenceSummary
-from klmetric.command.estimates import mean_of, perplexity_of
-from klmetric.command.fields import OF_TARGETS
+from klmetric.rows.fields import OF_TARGETS
 from klmetric.rows.rows import Rows
 from klmetric.totals import moments
+from klmetric.totals.estimates import mean_of, perplexity_of
 from klmetric.totals.moments import Means
 
 CHUNKS, POSITIONS, AT_ONCE = 100, 255, 50

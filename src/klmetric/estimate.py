@@ -151,7 +151,7 @@ class KLDivergenceEstimate(Accumulator):
     def _empty(self) -> Tensor:
         return drawn.empty(self.options, self.mean)
 
-    def _rows(self, p: Any, q: Any, weight: Tensor | None, before: Tensor | None) -> Rows:
+    def _rows(self, p: Any, q: Any, weight: Tensor | None, targets: Tensor | None, before: Tensor | None) -> Rows:
         return log_ratios(p, q, weight, self.options)
 
     def _of_batch(self, rows: Rows) -> Tensor:

@@ -33,6 +33,8 @@ def kl_divergence(
     eps: float = 0.0,
     nan_strategy: NanStrategy = "propagate",
     weight: Tensor | None = None,
+    targets: Tensor | None = None,
+    ignore_index: int = -100,
 ) -> Tensor:
     """KL divergence of an approximation q from a reference p, never negative and accurate for near-equal rows.
 
@@ -63,6 +65,9 @@ def kl_divergence(
             warning; `"error"` raises.
         weight: bool or non-negative, its shape a prefix of the batch shape (N, ...): one per sample or one per row. A
             row of weight 0 never touches the result.
+        targets: integers of the batch shape, the class that came true in each row (the next token): rows whose target
+            is `ignore_index` have weight 0, as in `torch.nn.functional.cross_entropy`. They change nothing else.
+        ignore_index: what stands for no target.
 
     Returns:
         A scalar in nats (or the unit of `base`), float64 for float64 input and float32 otherwise. With
@@ -71,7 +76,7 @@ def kl_divergence(
     Raises:
         TypeError: for an input of the wrong kind (integers, a tensor with a distribution, a pair of distributions
             without a registered divergence).
-        ValueError: for a wrong shape, device, option or weight, and for bad rows with `nan_strategy="error"`.
+        ValueError: for a wrong shape, device, option, weight or target, and for bad rows with `nan_strategy="error"`.
 
     Examples:
         >>> import torch
@@ -84,11 +89,16 @@ def kl_divergence(
         >>> teacher = torch.tensor([[0.1, 0.2, 0.3], [1.0, 1.0, -torch.inf]])
         >>> kl_divergence(teacher, student, input_format="logits", reduction="none")
         tensor([0.0000, 0.4338])
+        >>> labels = torch.tensor([-100, 1])  # the first token is of the prompt, and does not count
+        >>> kl_divergence(teacher, student, input_format="logits", targets=labels)
+        tensor(0.4338)
     """
-    options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes)
+    options = check_options(
+        log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes, ignore_index
+    )
     reduction = check_reduction(reduction)
     unit = check_base(base)
-    rows = measure(p, q, weight, options, totals=vector.ASKED)
+    rows = measure(p, q, weight, options, totals=vector.ASKED, targets=targets)
     sums = vector.of_batch(rows)
     numbers = sums.tolist() if rows.totals is not None or may_look(sums) else []
     if numbers:

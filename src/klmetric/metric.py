@@ -41,15 +41,16 @@ class KLDivergence(Accumulator):
         base: of the logarithm; None for e.
         eps: floor under the probabilities of the approximation, normalised again afterwards; 0 leaves them alone.
         nan_strategy: `"propagate"`, `"ignore"` or `"error"`: what rows that are no distributions do.
+        ignore_index: the target of rows that do not count.
         kwargs: of `torchmetrics.Metric`.
 
-    `update(p, q, weight=None)` takes what `klmetric.kl_divergence` takes. `compute()` gives a scalar in nats (or the
-    unit of `base`) in the dtype of the metric (`set_dtype`); with `reduction="none"` one dimension, in the order of the
-    updates and of the processes, without the rows of weight 0.
+    `update(p, q, weight=None, targets=None)` takes what `klmetric.kl_divergence` takes. `compute()` gives a scalar in
+    nats (or the unit of `base`) in the dtype of the metric (`set_dtype`); with `reduction="none"` one dimension, in the
+    order of the updates and of the processes, without the rows of weight 0.
 
     Raises:
         TypeError: for an input of the wrong kind. A call that raises changes nothing.
-        ValueError: for a wrong shape, device, option or weight, and for bad rows with `nan_strategy="error"`.
+        ValueError: for a wrong shape, device, option, weight or target, and for bad rows with `nan_strategy="error"`.
 
     Examples:
         >>> import torch
@@ -80,9 +81,12 @@ class KLDivergence(Accumulator):
         base: float | None = None,
         eps: float = 0.0,
         nan_strategy: NanStrategy = "propagate",
+        ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
-        options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes)
+        options = check_options(
+            log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes, ignore_index
+        )
         reduction = check_reduction(reduction)
         super().__init__(options, base, keeps_rows=reduction == "none", **kwargs)
         self.reduction: Reduction = reduction

@@ -29,8 +29,9 @@ class Options:
     temperature: float = 1.0
     eps: float = 0.0
     nan_strategy: NanStrategy = "propagate"
-    # Not shown, so that the fingerprints of earlier versions, which did not have it, stay what they were.
+    # Not shown, so that the fingerprints of earlier versions, which did not have them, stay what they were.
     classes: int | None = field(default=None, repr=False)
+    ignore_index: int = field(default=-100, repr=False)
 
     def fingerprint(self, *also: object) -> tuple[int, int]:
         """Two numbers of 16 bits that tell apart totals that were measured with other options, or of something else.
@@ -39,6 +40,8 @@ class Options:
         """
         if self.classes is not None:
             also = (*also, "classes", self.classes)
+        if self.ignore_index != -100:
+            also = (*also, "ignore_index", self.ignore_index)
         return divmod(crc32(repr((self, *also) if also else self).encode()), 2**16)
 
 
@@ -51,6 +54,7 @@ def check_options(
     eps: float,
     nan_strategy: NanStrategy,
     classes: int | None = None,
+    ignore_index: int = -100,
 ) -> Options:
     """Check the public arguments and return them as one value."""
     axis = as_int("dim", dim)
@@ -61,6 +65,9 @@ def check_options(
         raise TypeError(f"`classes` must be an int, how many of the first classes to take, or None. Got {classes!r}.")
     if first is not None and first < 1:
         raise ValueError(f"`classes` must be how many of the first classes to take, at least 1. Got {classes!r}.")
+    no_target = as_int("ignore_index", ignore_index)
+    if no_target is None:
+        raise TypeError(f"`ignore_index` must be an int, what stands for no target. Got {ignore_index!r}.")
     check_choice("direction", direction, DIRECTIONS)
     check_choice("nan_strategy", nan_strategy, NAN_STRATEGIES)
     divisor, floor = as_number("temperature", temperature), as_number("eps", eps)
@@ -71,7 +78,7 @@ def check_options(
             f"`eps` must be a probability, at least 0 and below 1. Got {eps!r}. It is a floor under probabilities."
         )
     formats = _formats(log_prob, input_format)
-    return Options(formats, axis, direction, float(divisor), float(floor), nan_strategy, first)
+    return Options(formats, axis, direction, float(divisor), float(floor), nan_strategy, first, no_target)
 
 
 def check_reduction(reduction: Reduction | None) -> Reduction:

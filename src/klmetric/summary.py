@@ -24,8 +24,9 @@ from klmetric.options import (
     quantile_name,
     unit_name,
 )
+from klmetric.rows.fields import OF_CLASSES, OF_TARGETS
 from klmetric.rows.rows import Rows
-from klmetric.totals import histogram, sketch, vector
+from klmetric.totals import estimates, histogram, moments, pairs, sketch, vector
 from klmetric.totals.histogram import Histogram
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -38,7 +39,8 @@ class KLDivergenceSummary(Accumulator):
     the accuracy of 1 %), which is brought together in one collective. The result is the same for every batch size and
     number of processes.
 
-    `update(p, q, weight=None)` takes what `klmetric.kl_divergence` takes. `compute()` gives a dict of scalars:
+    `update(p, q, weight=None, targets=None)` takes what `klmetric.kl_divergence` takes. `compute()` gives a dict of
+    scalars:
 
     - `mean`: KL(p‖q) over the rows, weighted, in nats (or the unit of `base`).
     - `stderr`: its standard error. The samples (first axis) are taken for independent, the rows within one (tokens of a
@@ -61,11 +63,19 @@ class KLDivergenceSummary(Accumulator):
       their samples and their places in those (0 where a sample is one row). Samples are numbered from 0 in the order of
       the updates, those of weight 0 included; where totals are merged, or come from several processes, in the order of
       these. NaN, -1 and -1 where there are fewer rows, or invalid ones.
+    - with `measures=True`: `reverse`, KL(q‖p), and `jensen_shannon`, in the unit; `total_variation`, half the sum of
+      |p - q|; `agreement_1`, `agreement_5`, `agreement_10`, the share of rows whose 1, 5, 10 most likely classes are
+      the same in the same order. Each is a weighted mean, with its standard error as `reverse_stderr` and so on.
+    - with `perplexity=True`, which takes `targets` (the tokens that came next) with each batch, by the names of
+      `klmetric compare`: `perplexity_reference` of p and `perplexity_model` of q, `perplexity_ratio` and
+      `perplexity_ln_ratio` of the second by the first, their `perplexity_difference`, `perplexity_correlation` of the
+      log-probabilities of the targets, and `delta_p_mean` and `delta_p_rms` of what q gives a target more than p. Each
+      with its standard error.
 
     `summary["p99"]` is one of these values as a metric of its own, for what wants a single number: arithmetic and
     torchmetrics' wrappers (`MetricTracker`, `MinMaxMetric`, `BootStrapper`...).
 
-    Weights scale the mean and its standard error. The rest counts rows: one of weight above 0 once, whatever the
+    Weights scale the means and their standard errors. The rest counts rows: one of weight above 0 once, whatever the
     weight.
 
     Args:
@@ -78,9 +88,12 @@ class KLDivergenceSummary(Accumulator):
         base: likewise.
         eps: likewise. (For a mean that is finite where q misses a class.)
         nan_strategy: likewise.
+        ignore_index: likewise.
         quantiles: from 0 to 1; 0.999 is reported as `p99_9`.
         relative_accuracy: of the quantiles, at least 0.0001. Half of it takes twice the memory.
         top: the number of worst rows to keep.
+        measures: whether to measure what else tells p from q, in several times the time.
+        perplexity: whether to measure how well both predict the targets.
         kwargs: of `torchmetrics.Metric`.
 
     Raises:
@@ -99,6 +112,11 @@ class KLDivergenceSummary(Accumulator):
         >>> values["mean"], values["p99"]
         (tensor(0.0988), tensor(0.1757))
         >>> low, high = (values["mean"] + z * values["stderr"] for z in (-1.96, 1.96))  # a 95 % interval
+        >>> metric = KLDivergenceSummary(input_format="logits", measures=True, perplexity=True)
+        >>> metric.update(teacher, student, targets=torch.tensor([0, 2, -100]))  # the last row does not count
+        >>> values = metric.compute()
+        >>> values["perplexity_reference"], values["perplexity_model"], values["jensen_shannon"]
+        (tensor(1.2857), tensor(1.8866), tensor(0.0405))
     """
 
     is_differentiable = False
@@ -117,12 +135,17 @@ class KLDivergenceSummary(Accumulator):
         base: float | None = None,
         eps: float = 0.0,
         nan_strategy: NanStrategy = "propagate",
+        ignore_index: int = -100,
         quantiles: Sequence[float] = QUANTILES,
         relative_accuracy: float = 0.01,
         top: int = 0,
+        measures: bool = False,
+        perplexity: bool = False,
         **kwargs: Any,
     ) -> None:
-        options = check_options(log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes)
+        options = check_options(
+            log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes, ignore_index
+        )
         self.quantiles = _check_quantiles(quantiles)
         accuracy, number = as_number("relative_accuracy", relative_accuracy), as_int("top", top)
         if accuracy is None or not 1e-4 <= accuracy < 1:
@@ -135,7 +158,16 @@ class KLDivergenceSummary(Accumulator):
         self.relative_accuracy = accuracy
         self.top = number
         self._fineness = histogram.fineness_for(accuracy)
-        self._asked = sketch.asked(self._fineness, number)
+        for name, value in (("measures", measures), ("perplexity", perplexity)):
+            if not isinstance(value, bool):
+                raise TypeError(f"`{name}` must be a bool. Got {value!r}.")
+            if value and options.eps:
+                raise ValueError(f"`eps` must be 0 with {name}=True, which is of q as it is. Got {eps!r}.")
+        self.measures, self.perplexity = measures, perplexity
+        self._fields = (*(OF_CLASSES if measures else ()), *(OF_TARGETS if perplexity else ()))
+        asked = sketch.asked(self._fineness, number)
+        self._size = asked[0]  # of the sketch; the sums of the fields come after it
+        self._asked = None if self._fields else asked
         super().__init__(options, base, **kwargs)
 
     def plot(self, val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None, ax: Any = None) -> Any:
@@ -181,22 +213,37 @@ class KLDivergenceSummary(Accumulator):
 
     def _own_options(self) -> dict[str, tuple[Any, Any]]:
         accuracy = (self.relative_accuracy, 0.01)
-        return {"quantiles": (self.quantiles, QUANTILES), "relative_accuracy": accuracy, "top": (self.top, 0)}
+        return {"quantiles": (self.quantiles, QUANTILES), "relative_accuracy": accuracy, "top": (self.top, 0)} | {
+            name: (getattr(self, name), False) for name in ("measures", "perplexity")
+        }
 
     def _empty(self) -> Tensor:
-        return sketch.empty(self.options, self._fineness, self.top)
+        empty = sketch.empty(self.options, self._fineness, self.top)
+        return torch.cat([empty, moments.empty(len(self._fields)).to(empty)]) if self._fields else empty
 
     def _of_batch(self, rows: Rows) -> Tensor:
-        return sketch.of_rows(rows, self._fineness, self.top)
+        sums = sketch.of_rows(rows, self._fineness, self.top)
+        if rows.fields is None:
+            return sums
+        kl, x = rows.kl.to(sums.device), rows.fields
+        shape = (len(kl), kl[0].numel()) if kl.ndim and kl.numel() else (kl.numel(), 1)  # samples, places in them
+        weight = torch.ones_like(x[0]) if rows.weight is None else rows.weight.to(x)
+        weight = weight.masked_fill(kl.isnan(), 0).reshape(shape)
+        return torch.cat([sums, moments.of_rows(x.reshape(len(x), *shape), weight)])
 
     def _divergences(self, sums: Tensor) -> Histogram:
         return sketch.histogram_of(sums, self._fineness)
 
     def _merging(self) -> Callable[[Tensor], Tensor]:
+        if self._fields:
+            return partial(_merge, size=self._size, top=self.top)
         return partial(sketch.merge, top=self.top)
 
     def _adding(self, sums: Tensor, batch: Tensor) -> Tensor:
-        return sketch.add(sums, batch, self.top)
+        if not self._fields:
+            return sketch.add(sums, batch, self.top)
+        n = self._size
+        return torch.cat([sketch.add(sums[:n], batch[:n], self.top), pairs.add(sums[n:], batch[n:])])
 
     def _result(self, sums: Tensor, rows: list[Tensor], stacklevel: int) -> dict[str, Tensor]:
         numbers = sums.tolist()
@@ -231,14 +278,30 @@ class KLDivergenceSummary(Accumulator):
             values[quantile_name(q)] = of_rows(histogram.quantile(divergences, q)) / self._unit
         values["agreement"] = of_rows(numbers[sketch.AGREED] / compared if count and compared == count else math.nan)
         values |= {"count": count, "infinite": infinite, "invalid": invalid}
-        worst = numbers[len(numbers) - 3 * self.top :]
+        worst = numbers[self._size - 3 * self.top : self._size]
         for k in range(self.top):
             value, sample, position = worst[k :: self.top]
             if value < 0 or is_lost:
                 value, sample, position = math.nan, -1, -1
             values[f"top{k + 1}"] = value / self._unit
             values |= {f"top{k + 1}_sample": int(sample), f"top{k + 1}_position": int(position)}
+        for name, one in self._estimates(numbers).items():
+            values |= {name: of_rows(one["value"]), f"{name}_stderr": of_rows(one["stderr"])}
         return values
+
+    def _estimates(self, numbers: list[float]) -> dict[str, estimates.Estimate]:
+        """Of the means of the fields."""
+        means = moments.Means(torch.tensor(numbers[self._size :], dtype=torch.float64), self._fields)
+        found = {name: estimates.mean_of(means, name, self._unit) for name in OF_CLASSES if self.measures}
+        if self.perplexity:
+            found |= {f"perplexity_{name}": one for name, one in estimates.perplexity_of(means).items()}
+            found |= {"delta_p_mean": estimates.mean_of(means, "delta_p", 1.0), "delta_p_rms": estimates.rms_of(means)}
+        return found
+
+
+def _merge(parts: Tensor, size: int, top: int) -> Tensor:
+    """Sketches of so many numbers, with the sums of the fields after each."""
+    return torch.cat([sketch.merge(parts[:, :size], top), moments.merge(parts[:, size:])])
 
 
 refuse(KLDivergenceSummary, "summary['mean'], summary['p99']")

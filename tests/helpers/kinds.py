@@ -1,4 +1,4 @@
-"""The metrics that one contract holds for: every reduction of `KLDivergence`, the summary and the estimates."""
+"""The metrics that one contract holds for: every reduction of `KLDivergence`, two summaries, and the estimates."""
 
 import warnings
 from typing import Any
@@ -9,17 +9,20 @@ from torch import Tensor
 from klmetric import KLDivergence, KLDivergenceEstimate, KLDivergenceSummary, kl_divergence
 
 # Of distributions over classes; and of tokens that were drawn, for whose log-probabilities here any numbers pass.
-OF_CLASSES = ("mean", "sum", "batchmean", "none", "summary")
+SUMMARIES = ("summary", "measures")
+OF_CLASSES = ("mean", "sum", "batchmean", "none", *SUMMARIES)
 OF_TOKENS = ("token", "sequence")
 KINDS = OF_CLASSES + OF_TOKENS
 # Whose value is a dict, without a gradient.
-DICTS = ("summary", *OF_TOKENS)
+DICTS = (*SUMMARIES, *OF_TOKENS)
 
 
 def make(kind: str, **options: Any) -> KLDivergence | KLDivergenceEstimate | KLDivergenceSummary:
     if kind in OF_TOKENS:
         return KLDivergenceEstimate(mean=kind, **options)
-    return KLDivergenceSummary(top=3, **options) if kind == "summary" else KLDivergence(reduction=kind, **options)
+    if kind in SUMMARIES:
+        return KLDivergenceSummary(top=3, measures=kind == "measures", **options)
+    return KLDivergence(reduction=kind, **options)
 
 
 def value_of(kind: str, p: Tensor, q: Tensor, weight: Tensor | None = None, **options: Any) -> Any:

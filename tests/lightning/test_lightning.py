@@ -456,6 +456,21 @@ class TestSources:
         p, q = pair(SIZES[0], 5, seed=SIZES[0])
         torch.testing.assert_close(run.callback_metrics["val_kl"], kl_divergence(p[::2], q[::2]), rtol=0, atol=0)
 
+    def test_targets(self, tmp_path):
+        def labels(outputs, batch):
+            return torch.where(torch.arange(len(batch[0])) == 1, -100, 2)
+
+        callback = KLDivergenceCallback(KLDivergenceSummary(perplexity=True), targets=labels)
+        run = trainer(tmp_path, callbacks=[callback])
+        run.validate(Fixed(), loader(SIZES[0]), verbose=False)
+        p, q = (x[::2] for x in pair(SIZES[0], 5, seed=SIZES[0]))
+        torch.testing.assert_close(run.callback_metrics["val_kl_mean"], kl_divergence(p, q), rtol=0, atol=0)
+        perplexity = p[:, 2].double().log().mean().neg().exp().float()
+        torch.testing.assert_close(run.callback_metrics["val_kl_perplexity_reference"], perplexity)
+        drawn = {line.get_label() for line in callback.plot()[1].lines}
+        assert "val_kl_p99" in drawn
+        assert not any("perplexity" in name or "delta_p" in name for name in drawn)
+
     def test_distributions(self, tmp_path):
         callback = KLDivergenceCallback(
             p=lambda outputs, batch: D.Categorical(probs=batch[0]),
@@ -712,6 +727,7 @@ class TestErrors:
             ({"metric": TorchmetricsKL(reduction=None)}, ValueError, "Got KLDivergence with reduction=None, a value"),
             ({"p": 0}, TypeError, "`p` must be a key (str) or a callable (outputs, batch). Got 0."),
             ({"q": None}, TypeError, "`q` must be a key (str) or a callable (outputs, batch). Got None."),
+            ({"targets": 1}, TypeError, "`targets` must be a key (str) or a callable (outputs, batch). Got 1."),
             ({"weight": 1.0}, TypeError, "`weight` must be a key (str) or a callable (outputs, batch). Got 1.0."),
             (
                 {"stages": ("val",)},
@@ -909,6 +925,7 @@ class TestPadding:
             (D.Categorical(probs=p), D.Categorical(probs=q), torch.ones(1)),
         ):
             running = self.running()
-            running.update(*pair(3, 5), None, 0)
-            running.update(*arguments, 1)  # the fourth sample of rank 1 is the first of the data once more
+            running.update(*pair(3, 5), None, 0, torch.zeros(3, dtype=torch.int64))
+            # The fourth sample of rank 1 is the first of the data once more.
+            running.update(*arguments, 1, torch.zeros(1, dtype=torch.int64))
             torch.testing.assert_close(running.compute(), kl_divergence(*pair(3, 5)), rtol=0, atol=0)

@@ -12,6 +12,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 from klmetric.accumulate.loading import Loadable
 from klmetric.accumulate.sync import Synced
 from klmetric.arithmetic.device import device_of_float64
+from klmetric.arithmetic.native import Totals
 from klmetric.options import Options, as_number, check_base
 from klmetric.rows.measure import Input, measure
 from klmetric.rows.rows import Rows
@@ -30,9 +31,11 @@ class Accumulator(Loadable, Synced):
 
     full_state_update = False
 
-    # Whether to find out which rows agree in their most likely class, and the totals to make of a batch.
+    # Whether to find out which rows agree in their most likely class, and the totals to make in the same pass.
     asks_for_agreement = False
-    _asked = vector.ASKED
+    _asked: Totals | None = vector.ASKED
+    # What else to ask of each row, by the names of `klmetric.rows.fields`.
+    _fields: tuple[str, ...] = ()
     # What the last batch was: a warning about its rows depends on it.
     _of_distributions = False
 
@@ -75,16 +78,18 @@ class Accumulator(Loadable, Synced):
         else:
             super().__setattr__(name, value)
 
-    def update(self, p: Input, q: Input, weight: Tensor | None = None) -> None:
+    def update(self, p: Input, q: Input, weight: Tensor | None = None, targets: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
             p: the reference, shape (N, ..., classes), or a `torch.distributions.Distribution`.
             q: the approximation, like `p`.
             weight: bool or non-negative, its shape a prefix of the batch shape (N, ...); there, or on the CPU.
+            targets: integers of the batch shape, the class that came true in each row: one of `ignore_index` does not
+                count.
         """
         try:
-            totals, rows = self._measure(p, q, weight, self.totals)
+            totals, rows = self._measure(p, q, weight, targets, self.totals)
         except BaseException:
             self._update_count -= 1  # torchmetrics counts a call before it has succeeded
             raise
@@ -96,9 +101,9 @@ class Accumulator(Loadable, Synced):
         return self._result(self.totals, self.rows if self.keeps_rows else [], 5 + is_called_by_a_subclass)
 
     @torch.jit.unused
-    def forward(self, p: Input, q: Input, weight: Tensor | None = None) -> Any:
+    def forward(self, p: Input, q: Input, weight: Tensor | None = None, targets: Tensor | None = None) -> Any:
         """Add a batch and return the value of this batch alone, with its gradient."""
-        totals, rows = self._measure(p, q, weight)
+        totals, rows = self._measure(p, q, weight, targets)
         warned = self._warned
         try:
             if self.dist_sync_on_step:
@@ -133,7 +138,7 @@ class Accumulator(Loadable, Synced):
         return ", ".join(f"{name}={value!r}" for name, (value, default) in shown.items() if value != default)
 
     def _measure(
-        self, p: Input, q: Input, weight: Tensor | None, before: Tensor | None = None
+        self, p: Input, q: Input, weight: Tensor | None, targets: Tensor | None, before: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """The totals of one batch, and of what was `before`, and its rows to keep. Raises before anything changed."""
         if self._is_synced:
@@ -141,7 +146,7 @@ class Accumulator(Loadable, Synced):
                 f"The metric must not be synced when a batch is added: `unsync` loses it. Got {self!r}. Leave"
                 " `sync_context`, or call `unsync`, first."
             )
-        rows = self._rows(p, q, weight, before if self.totals.is_cpu else None)
+        rows = self._rows(p, q, weight, targets, before if self.totals.is_cpu else None)
         if self._of_distributions != isinstance(p, Distribution):  # a module takes long to set anything
             self._of_distributions = not self._of_distributions
         totals = self._of_batch(rows)
@@ -159,9 +164,9 @@ class Accumulator(Loadable, Synced):
             kept &= ~rows.kl.isnan()
         return totals, [rows.kl[kept].to(self.dtype)]
 
-    def _rows(self, p: Input, q: Input, weight: Tensor | None, before: Tensor | None) -> Rows:
+    def _rows(self, p: Input, q: Input, weight: Tensor | None, targets: Tensor | None, before: Tensor | None) -> Rows:
         """What is measured of one batch."""
-        return measure(p, q, weight, self.options, self.asks_for_agreement, self._asked, before)
+        return measure(p, q, weight, self.options, self.asks_for_agreement, self._asked, before, targets, self._fields)
 
     def add_rows(self, rows: Rows) -> None:
         """Add rows that were measured already (`klmetric.rows.measure.measure`) with the options of this metric."""

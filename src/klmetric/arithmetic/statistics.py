@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from klmetric.arithmetic import native
-from klmetric.arithmetic.plain import blocks, plain_in_blocks
+from klmetric.arithmetic.plain import MOST, blocks, plain_in_blocks
 from klmetric.options import Format, Options
 
 # Elements of rows that are taken at once, and of a sum: see `klmetric.arithmetic.plain.WIDTH`.
@@ -66,8 +66,9 @@ def statistics(
     temperature: float = 1.0,
     ks: Sequence[int] = (1, 5, 10),
     measures: bool = True,
+    kl: Tensor | None = None,
 ) -> Statistics:
-    """What is known of each row, for tensors on the CPU, without gradients.
+    """What is known of each row, without gradients.
 
     Args:
         p: reference, shape (..., classes).
@@ -77,23 +78,19 @@ def statistics(
         ks: numbers of most likely classes.
         measures: False for what comes with the divergence alone, in its time: the log-masses, the confidence, and which
             rows agree in the most likely class. The others may be NaN and False then.
+        kl: the divergences, if they are known already.
     """
     if native.serves(p, q) and set(ks) <= set(native.TOP):
         of_rows, same = native.statistics(p, q, formats, temperature, measures)
         return Statistics._make([*of_rows, same[..., [native.TOP.index(k) for k in ks]]])
-    shape = p.shape[:-1]
-    names = Statistics._fields[1:-1]
-    numbers = [torch.empty(shape, dtype=torch.float64) for _ in names]
-    agree = [torch.empty(shape, dtype=torch.bool) for _ in ks]
-    size = max(1, BLOCK // p.shape[-1])
-    for x, y, *targets in blocks(size, p, q, *numbers, *agree):
-        found = _of_block(_logits(x, formats[0]), _logits(y, formats[1]), temperature)
-        same = _same_order(x, y, ks) & ~found[0].isnan().unsqueeze(-1)
-        for target, value in zip(targets, (*found, *same.unbind(-1)), strict=True):
-            target.copy_(value)
-    each = torch.stack(agree, -1) if ks else torch.empty((*shape, 0), dtype=torch.bool)
-    kl = plain_in_blocks(p, q, Options(formats, temperature=temperature))
-    return Statistics(kl, **dict(zip(names, numbers, strict=True)), agree=each)
+    shape, found = p.shape[:-1], []
+    size = max(1, (BLOCK if p.is_cpu else MOST) // p.shape[-1])
+    for x, y in blocks(size, p, q):
+        numbers = _of_block(_logits(x, formats[0]), _logits(y, formats[1]), temperature)
+        found.append((*numbers, _same_order(x, y, ks) & ~numbers[0].isnan().unsqueeze(-1)))
+    *columns, agree = (torch.cat(parts) for parts in zip(*found, strict=True))
+    kl = plain_in_blocks(p, q, Options(formats, temperature=temperature)) if kl is None else kl
+    return Statistics._make([kl, *(column.view(shape) for column in columns), agree.view(*shape, len(ks))])
 
 
 def _logits(x: Tensor, input_format: str) -> Tensor:
@@ -158,11 +155,10 @@ def _same_order(x: Tensor, y: Tensor, ks: Sequence[int]) -> Tensor:
 
 def _first(x: Tensor, k: int) -> Tensor:
     """The k most likely classes of each row in order, of equals the first one first."""
-    x = x.nan_to_num(-math.inf, math.inf, -math.inf)  # which are no distributions, and have an order all the same
-    values, places = x.topk(min(k + 1, x.shape[-1]), -1)
-    # `topk` leaves the order of equals open.
-    for row in (values[:, 1:] == values[:, :-1]).any(-1).nonzero().flatten().tolist():
-        candidates = (x[row] >= values[row, k - 1]).nonzero().flatten()
-        order = x[row][candidates].sort(descending=True, stable=True).indices[:k]
-        places[row, :k] = candidates[order]
-    return places[:, :k]
+    # NaN is no distribution, and has an order all the same.
+    x = x.nan_to_num(-math.inf, math.inf, -math.inf).to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    # `topk` leaves the order of equals open. So it has to put in order how many of the largest are larger than a class,
+    # and among as many its place.
+    larger = k - torch.searchsorted(x.topk(k, -1).values.flip(-1), x, right=True)
+    places = torch.arange(x.shape[-1], device=x.device)
+    return (larger * x.shape[-1] + places).topk(k, -1, largest=False).indices

@@ -8,8 +8,9 @@ from torch import Tensor
 from klmetric.arithmetic.statistics import Statistics, statistics
 from klmetric.command.checks import check_format, check_nothing_is_clipped, check_rows
 from klmetric.command.comparison import Task
-from klmetric.command.fields import BANDS, FIRST, OF_CLASSES, OF_TARGETS
+from klmetric.command.fields import BANDS
 from klmetric.options import Options
+from klmetric.rows.fields import FIRST, OF_CLASSES, OF_TARGETS
 from klmetric.rows.measure import measure
 from klmetric.saved.array import IGNORED, Saved
 from klmetric.saved.clipped import Rest, nearest, rest_of

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any
 
-from klmetric.command.estimates import DELTA_P, PERPLEXITY
-from klmetric.command.fields import COMPARED, OF_CLASSES, OF_LLAMA
+from klmetric.command.fields import COMPARED, OF_LLAMA
 from klmetric.command.numbers import number
 from klmetric.options import quantile_name
+from klmetric.rows.fields import OF_CLASSES
 from klmetric.saved.errors import InputError
+from klmetric.totals.estimates import DELTA_P, PERPLEXITY
 
 # A value of the report and a number.
 LIMIT = re.compile(r"(?P<key>[a-z][\w.]*)=(?P<limit>\S+)")

@@ -2,9 +2,6 @@
 
 import math
 
-# Of a normal distribution, this many standard deviations on either side hold 95 %.
-Z = 1.96
-
 
 def number(x: float, margin: float = 0.0) -> str:
     """Counts in full, values with four digits, or as many as reach the second one of the `margin` to either side."""

@@ -8,9 +8,10 @@ import torch
 from klmetric.command.arguments import Arguments, options_of
 from klmetric.command.checks import check_array, check_lengths, check_order, check_pair, looks_like
 from klmetric.command.comparison import Task
-from klmetric.command.fields import OF_CLASSES, OF_LLAMA, OF_TARGETS
+from klmetric.command.fields import OF_LLAMA
 from klmetric.command.limits import asked_for, quantile_of
 from klmetric.options import Options
+from klmetric.rows.fields import OF_CLASSES, OF_TARGETS
 from klmetric.saved.array import Choice, Saved
 from klmetric.saved.beside import OfRows, labels_of, targets_of, weights_of
 from klmetric.saved.errors import InputError

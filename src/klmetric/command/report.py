@@ -6,11 +6,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from klmetric.command.comparison import Comparison, Measured
-from klmetric.command.estimates import delta_p_of, mean_of, perplexity_of
-from klmetric.command.fields import OF_CLASSES
-from klmetric.command.numbers import Z
 from klmetric.options import unit_name
+from klmetric.rows.fields import OF_CLASSES
 from klmetric.saved.array import Saved
+from klmetric.totals.estimates import Z, delta_p_of, mean_of, perplexity_of
 from klmetric.totals.histogram import Histogram, quantile, signed_quantile
 from klmetric.totals.moments import Means
 

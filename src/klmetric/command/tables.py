@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from klmetric.command.estimates import DELTA_P
-from klmetric.command.fields import FIRST
-from klmetric.command.numbers import Z, number
+from klmetric.command.numbers import number
+from klmetric.rows.fields import FIRST
+from klmetric.totals.estimates import DELTA_P, Z
 
 Value = dict[str, Any]
 Lines = list[list[str]]

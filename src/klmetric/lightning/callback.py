@@ -49,6 +49,9 @@ class KLDivergenceCallback(Callback):
             None, as the batch may be all that it needs; it may return None then to leave the batch out.
         q: the approximation, like `p`.
         weight: like `p`, one weight per sample or row; None for 1.
+        targets: like `p`, the class that came true in each row (the next token), for a metric that takes them: a row
+            whose target is its `ignore_index` does not count, and `KLDivergenceSummary(perplexity=True)` measures how
+            well both predict the others.
         stages: any of "train", "validate" and "test".
         name: of the logged value; {stage} becomes train, val or test. Nothing else may be logged by that name: two
             callbacks in one Trainer need two names.
@@ -83,6 +86,7 @@ class KLDivergenceCallback(Callback):
         p: str | Callable[[Any, Any], Any] = "p",
         q: str | Callable[[Any, Any], Any] = "q",
         weight: str | Callable[[Any, Any], Any] | None = None,
+        targets: str | Callable[[Any, Any], Any] | None = None,
         stages: Sequence[Stage] = ("validate", "test"),
         name: str = "{stage}_kl",
         prog_bar: bool = True,
@@ -99,8 +103,8 @@ class KLDivergenceCallback(Callback):
                     f'{one.reduction!r}, a value for each row. Use reduction="mean", or KLDivergenceSummary for how the'
                     " rows are spread."
                 )
-        for key, source in (("p", p), ("q", q), ("weight", weight)):
-            if not (isinstance(source, str) or callable(source) or (key == "weight" and source is None)):
+        for key, source in (("p", p), ("q", q), ("weight", weight), ("targets", targets)):
+            if not (isinstance(source, str) or callable(source) or (key not in ("p", "q") and source is None)):
                 raise TypeError(f"`{key}` must be a key (str) or a callable (outputs, batch). Got {source!r}.")
         if isinstance(stages, str):
             raise TypeError(f"`stages` must be a sequence of names. Got {stages!r}. Write ({stages!r},).")
@@ -117,7 +121,7 @@ class KLDivergenceCallback(Callback):
         if reserved := set(names.values()) & set(history.FIELDS):
             raise ValueError(f"`name` must be none of {history.FIELDS}, which the history has. Got {reserved.pop()!r}.")
         self.metric = metric
-        self.p, self.q, self.weight = p, q, weight
+        self.p, self.q, self.weight, self.targets = p, q, weight, targets
         self.stages = tuple(stages)
         self.name = name
         self._names = names
@@ -262,7 +266,10 @@ class KLDivergenceCallback(Callback):
         if not any(isinstance(one, _OF_MANY_VALUES) for one in self.metric.modules()):
             return True
         names = "|".join(map(re.escape, self._names.values()))
-        others = r"agreement|count|infinite|invalid|top\d+_(sample|position)|ess|mismatch|tokens|sequences"
+        others = (
+            r"agreement.*|count|infinite|invalid|top\d+_(sample|position)|(total_variation|perplexity|delta_p).*"
+            r"|ess|mismatch|tokens|sequences"
+        )
         # Between the two stands what a collection calls the metric, and behind them the name of the dataloader.
         return not re.match(rf"({names})_([^/]*_)?({others})(/|$)", key)
 
@@ -329,12 +336,12 @@ class KLDivergenceCallback(Callback):
         if is_skipped:
             running.skip()
             return
-        sources = {"p": self.p, "q": self.q} | ({} if self.weight is None else {"weight": self.weight})
-        inputs = {key: take(key, source, outputs, batch, stage) for key, source in sources.items()}
+        sources = {"p": self.p, "q": self.q, "weight": self.weight, "targets": self.targets}
+        inputs = {key: take(key, x, outputs, batch, stage) for key, x in sources.items() if x is not None}
         if outputs is None and any(one is None for one in inputs.values()):
             running.skip()
         else:
-            running.update(inputs["p"], inputs["q"], inputs.get("weight"), batch_idx)
+            running.update(inputs["p"], inputs["q"], inputs.get("weight"), batch_idx, inputs.get("targets"))
 
     def _finish(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
         if stage not in self.stages:

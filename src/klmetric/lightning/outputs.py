@@ -1,4 +1,4 @@
-"""What `p`, `q` and `weight` stand for in a batch."""
+"""What `p`, `q`, `weight` and `targets` stand for in a batch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from klmetric.lightning.framework import STEPS, Source, Stage
 
 
 def take(key: str, source: Source, outputs: Any, batch: Any, stage: Stage) -> Any:
-    """What `p`, `q` or `weight` stands for in this batch; None for a key where the step returned nothing."""
+    """What `p`, `q`, `weight` or `targets` stands for in this batch; None for a key where the step returned nothing."""
     if not isinstance(source, str):
         return source(outputs, batch)
     if outputs is None:

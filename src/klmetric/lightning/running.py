@@ -86,7 +86,7 @@ class Running:
             metric._update_count = 1
             metric.to(metric.device)
 
-    def update(self, p: Input, q: Input, weight: Tensor | None, batch_idx: int) -> None:
+    def update(self, p: Input, q: Input, weight: Tensor | None, batch_idx: int, targets: Tensor | None = None) -> None:
         """Add the batch, without the samples that are repeated."""
         self.batches += 1
         if self.deal is not None:
@@ -94,10 +94,12 @@ class Running:
             if not bool(real.all()):
                 if isinstance(p, Tensor) and isinstance(q, Tensor):
                     # By index, not by weight: that serves metrics without weights as well.
-                    p, q, weight = p[real], q[real], _of_samples(weight, real)
+                    p, q = p[real], q[real]
+                    weight, targets = _of_samples(weight, real), _of_samples(targets, real)
                 else:
                     weight = real if weight is None else weight * _as_prefix(real, weight)
-        self.metric.update(p, q, **({} if weight is None else {"weight": weight}))
+        others = {"weight": weight, "targets": targets}
+        self.metric.update(p, q, **{name: x for name, x in others.items() if x is not None})
 
     def skip(self) -> None:
         """Leave the batch out."""
@@ -144,8 +146,8 @@ def _copy(state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     return state.detach().clone() if isinstance(state, Tensor) else [part.detach().clone() for part in state]
 
 
-def _of_samples(weight: Tensor | None, real: Tensor) -> Tensor | None:
-    return weight if weight is None or weight.ndim == 0 else weight[real.to(weight.device)]
+def _of_samples(x: Tensor | None, real: Tensor) -> Tensor | None:
+    return x if x is None or x.ndim == 0 else x[real.to(x.device)]
 
 
 def _as_prefix(real: Tensor, weight: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ from klmetric.arithmetic.plain import result_dtype
 from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Options
 from klmetric.rows.distributions import CATEGORICAL, kl_of_distributions, tensors_of
+from klmetric.rows.fields import OF_TARGETS, fields_of
 from klmetric.rows.invalid import check_rows
 from klmetric.rows.rows import Rows
+from klmetric.rows.targets import check_targets
 from klmetric.rows.tensors import check_tensors, first_classes, warn_of_one_class, weight_of_rows
 
 Input: TypeAlias = Tensor | Distribution
@@ -29,6 +31,8 @@ def measure(
     agrees: bool = False,
     totals: Totals | None = None,
     before: Tensor | None = None,
+    targets: Tensor | None = None,
+    fields: tuple[str, ...] = (),
 ) -> Rows:
     """Check the inputs and measure each row.
 
@@ -40,10 +44,17 @@ def measure(
         agrees: whether to find out if the most likely class is the same.
         totals: those to make in the same pass, where that can be done.
         before: what to add them to, on the CPU.
+        targets: the class that came true in each row, or `options.ignore_index` where the row does not count.
+        fields: what else to ask of each row, by the names of `klmetric.rows.fields`.
     """
     is_of_tensors = isinstance(p, Tensor)
     if isinstance(p, Distribution) and isinstance(q, Distribution):
         if not (isinstance(p, CATEGORICAL) and isinstance(q, CATEGORICAL)):
+            for name, asked in (("targets", targets is not None), ("measures", fields)):
+                if asked:
+                    raise ValueError(
+                        f"`{name}` is for categorical distributions. Got {type(p).__name__} and {type(q).__name__}."
+                    )
             kl = kl_of_distributions(p, q, options, IN_PLACE_OF)
             weight = None if weight is None else weight_of_rows(weight, kl.shape, kl.device)
             rows = Rows(kl, weight, dtype=kl.dtype)
@@ -65,10 +76,31 @@ def measure(
         p, q = p.movedim(dim, -1), q.movedim(dim, -1)
     if weight is not None:
         weight = weight_of_rows(weight, p.shape[:-1], p.device)
-    measured = measure_rows(p, q, options, weight, agrees, totals, before)
-    rows = Rows(measured.kl, weight, measured.agrees, result_dtype(p, q), measured.totals)
+    if targets is not None:
+        targets, weight = check_targets(targets, p, weight, options)
+    if fields:
+        rows = _with_fields(fields, p.detach(), q.detach(), weight, targets, options)
+    else:
+        measured = measure_rows(p, q, options, weight, agrees, totals, before)
+        rows = Rows(measured.kl, weight, measured.agrees, result_dtype(p, q), measured.totals)
     check_rows(rows, (p, q), options)
     return _without_gradient_of_left_out(rows, p, q, options)
+
+
+def _with_fields(
+    fields: tuple[str, ...], p: Tensor, q: Tensor, weight: Tensor | None, targets: Tensor | None, options: Options
+) -> Rows:
+    """Rows with what else is asked of them, without gradients."""
+    if targets is None and not OF_TARGETS.keys().isdisjoint(fields):
+        raise ValueError(
+            "`targets` must come with every batch, for the perplexity. Got none. Give update(p, q, targets=...) the"
+            " class that came true in each row, or leave perplexity=True out."
+        )
+    # On the CPU the divergence comes with the rest.
+    measured = None if p.is_cpu and options.direction == "forward" else measure_rows(p, q, options, agrees=True)
+    known, values = fields_of(fields, p, q, None if measured is None else measured.kl, targets, options)
+    kl, agrees = (known.kl, known.agree[..., 0]) if measured is None else measured[:2]
+    return Rows(kl, weight, agrees, result_dtype(p, q), fields=values)
 
 
 def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Options) -> Rows:

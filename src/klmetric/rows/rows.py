@@ -16,6 +16,7 @@ class Rows(NamedTuple):
             where there are no classes.
         dtype: of the result.
         totals: those that were asked for, with what they were added to; None where they did not come at once.
+        fields: what else was asked, shape (fields, N, ...), in float64; None where nobody asked.
     """
 
     kl: Tensor
@@ -23,6 +24,7 @@ class Rows(NamedTuple):
     agrees: Tensor | None = None
     dtype: torch.dtype = torch.float32
     totals: Tensor | None = None
+    fields: Tensor | None = None
 
     @property
     def left_out(self) -> Tensor:

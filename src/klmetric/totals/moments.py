@@ -56,6 +56,11 @@ def of_rows(x: Tensor, weight: Tensor) -> Tensor:
     return torch.tensor(pairs.merge([part.tolist() for part in parts]), dtype=torch.float64)
 
 
+def merge(parts: Tensor) -> Tensor:
+    """The sums of all rows together, from the sums of their parts, shape (parts, sums)."""
+    return torch.tensor(pairs.merge(parts.tolist()), dtype=torch.float64, device=parts.device)
+
+
 def negative(sums: Tensor, numbers: int) -> Tensor:
     """The sums of the same rows with every number of the other sign."""
     sign = torch.ones(2, _size(numbers), dtype=torch.float64)

@@ -152,8 +152,9 @@ def check_weights(totals: list[float]) -> None:
     """Raise if a weight was none. On an accelerator that is found here, so that no update waits for one."""
     if math.isnan(totals[WEIGHT]):
         raise ValueError(
-            "`weight` must be finite and at least 0. Got NaN, inf or a negative number in a batch on an accelerator."
-            " There it is not looked at before the result is computed; on the CPU it is, at once."
+            "`weight` must be finite and at least 0, and `targets` be classes or `ignore_index`. Got others in a batch"
+            " on an accelerator. There they are not looked at before the result is computed; on the CPU they are, at"
+            " once."
         )
 
 

@@ -4,14 +4,17 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from klmetric.command.fields import IN_NATS
-from klmetric.command.numbers import Z
 from klmetric.options import quantile_name
 
 if TYPE_CHECKING:
     from klmetric.totals.moments import Means
 
 Estimate = dict[str, float]
+
+# Of a normal distribution, this many standard deviations on either side hold 95 %.
+Z = 1.96
+# The fields in nats, which are reported in the unit of `base`.
+IN_NATS = ("reverse", "jensen_shannon", "llama_cpp")
 
 # The quantiles of delta p, which llama.cpp has as well.
 QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
@@ -97,6 +100,11 @@ def _correlation(means: "Means") -> Estimate:
 def delta_p_of(means: "Means", quantile: Callable[[float], float]) -> dict[str, Any]:
     """The probability of the target in the model less that in the reference: mean, root mean square, quantiles."""
     quantiles = {name: quantile(q) for name, q in zip(("min", *DELTA_P, "max"), (0, *QUANTILES, 1), strict=True)}
+    return {"mean": mean_of(means, "delta_p", 1.0), "rms": rms_of(means), **quantiles}
+
+
+def rms_of(means: "Means") -> Estimate:
+    """The root of the mean square of that difference."""
     rms = math.sqrt(means["delta_p_squared"])
     error = means.error({"delta_p_squared": 0.5 / rms}) if rms else 0.0 * rms
-    return {"mean": mean_of(means, "delta_p", 1.0), "rms": estimate(rms, error, 0.0), **quantiles}
+    return estimate(rms, error, 0.0)
