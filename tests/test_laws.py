@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import DIRECTIONS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ def rows(p, q, **options):
     return kl_divergence(p, q, input_format="logits", reduction="none", **options)
 
 
-@given(logit_pairs(), st.sampled_from(["forward", "reverse", "jeffreys"]))
+@given(logit_pairs(), st.sampled_from(DIRECTIONS))
 def test_never_negative_and_never_nan(pair, direction):
     assert (rows(*pair, direction=direction) >= 0).all()
     probs = [x.softmax(-1) for x in pair]
@@ -76,6 +77,21 @@ def test_directions(pair):
     both = rows(p, q).double() + rows(q, p).double()
     torch.testing.assert_close(rows(p, q, direction="jeffreys").double(), both, rtol=2e-7, atol=0)
     assert torch.equal(rows(p, q, direction="jeffreys", eps=1e-3), rows(q, p, direction="jeffreys", eps=1e-3))
+
+
+@given(logit_pairs())
+def test_jensen_shannon(pair):
+    p, q = (x.double() for x in pair)
+    value = rows(p, q, direction="jensen_shannon")
+    probs = [x.softmax(-1) for x in (p, q)]
+    middle = (probs[0] + probs[1]) / 2
+    both = sum(kl_divergence(x, middle, reduction="none") for x in probs) / 2
+    torch.testing.assert_close(value, both, rtol=1e-9, atol=1e-20)
+    torch.testing.assert_close(rows(q, p, direction="jensen_shannon"), value, rtol=1e-9, atol=1e-20)
+    # By Pinsker's inequality on either side; and by Lin's theorem 3.
+    distance = (probs[0] - probs[1]).abs().sum(-1) / 2
+    assert (value >= distance**2 / 2 * (1 - 1e-9) - 1e-30).all()
+    assert (value <= distance * math.log(2) * (1 + 1e-9) + 1e-30).all()
 
 
 @given(logit_pairs(rows=st.integers(2, 6)), st.integers(1, 5))

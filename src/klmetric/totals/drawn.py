@@ -27,6 +27,7 @@ from klmetric.arithmetic.curves import phi
 from klmetric.arithmetic.device import device_of_float64
 from klmetric.options import Options
 from klmetric.totals import moments, pairs, vector
+from klmetric.totals.estimates import Z
 from klmetric.totals.moments import Means
 
 Estimator: TypeAlias = Literal["k1", "k2", "k3"]
@@ -34,8 +35,6 @@ Unit: TypeAlias = Literal["token", "sequence"]
 
 ESTIMATORS = ("k1", "k2", "k3")
 UNITS = ("token", "sequence")
-# Of 95 % of a normal distribution.
-Z = 1.96
 # To which the sums of squares are known.
 _PRECISION = Fraction(1, 2**40)
 
