@@ -67,8 +67,7 @@ def test_commands_print_what_stands_below(commands, printed, tmp_path, monkeypat
         language_models.save(tmp_path / "model", language_models.trained())
         (tmp_path / "text.txt").write_text(language_models.text(), encoding="utf-8")
     else:
-        for name, x in {"float32": "full", "int8": "int8", "bf16": "bf16"}.items():
-            np.save(tmp_path / f"{name}.npy", trained.text()[x].numpy())
+        save_predictions(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     for command in commands.splitlines():
@@ -78,8 +77,32 @@ def test_commands_print_what_stands_below(commands, printed, tmp_path, monkeypat
     assert shape_of(capsys.readouterr().out) == shape_of(printed)
 
 
+def save_predictions(folder):
+    for name, x in {"float32": "full", "int8": "int8", "bf16": "bf16"}.items():
+        np.save(folder / f"{name}.npy", trained.text()[x].numpy())
+
+
+def test_rows_are_read_as_the_guide_has_it(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "guides" / "compare.md").read_text()
+    [(command, code)] = re.findall(
+        r"```sh\n(klmetric compare [^\n]+--rows[^\n]+)\n```\n\n```py\n(.*?)```", page, re.DOTALL
+    )
+    save_predictions(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    found: dict[str, object] = {}
+    exec(compile(code, "compare.md", "exec"), found)
+    means = dict(zip(found["by_model"]["model"].to_pylist(), found["by_model"]["kl_mean"].to_pylist(), strict=True))
+    assert means == {"int8": pytest.approx(4.0e-4, rel=0.5), "bf16": pytest.approx(2.5e-5, rel=0.5)}
+    assert found["worst"]["kl"][0].as_py() == found["rows"]["kl"].to_numpy().max()
+    assert found["worst"].num_rows == 100
+
+
 def test_the_pages_with_commands():
-    assert [table.id for table in TABLES] == ["README.md", "docs/guides/compare.md", "docs/guides/language-models.md"]
+    guides = [f"docs/guides/{name}.md" for name in ("compare", "compare", "language-models")]
+    assert [table.id for table in TABLES] == ["README.md", *guides]
 
 
 def shape_of(table: str) -> list[str]:

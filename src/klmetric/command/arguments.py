@@ -11,6 +11,7 @@ from klmetric.options import FORMATS, Options, check_base, check_choice, check_o
 from klmetric.saved.errors import InputError, check_is_there
 
 PICTURES = (".png", ".svg", ".pdf")
+ROW_FILES = (".npy", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Arguments:
     more: bool
     floor: Path | None
     worst: int
+    vocab: Path | None
+    rows: Path | None
     fail_above: list[str] | None
     fail_below: list[str] | None
     json_file: Path | None
@@ -57,7 +60,9 @@ def check(arguments: Arguments) -> None:
         raise InputError(
             f"--columns must be given once, or twice: for the reference, and the models. Got {arguments.columns}."
         )
-    names = ("mask", "weight", "targets", "groups", "floor")
+    if arguments.vocab is not None and not arguments.worst:
+        raise InputError("--vocab is the text of the classes of the worst rows. Got it without --worst. Add --worst 5.")
+    names = ("mask", "weight", "targets", "groups", "floor", "vocab")
     beside = {f"--{name}": getattr(arguments, name) for name in names}
     if arguments.eps and (arguments.more or arguments.targets):
         raise InputError(
@@ -69,13 +74,16 @@ def check(arguments: Arguments) -> None:
     for option, path in named:
         if path is not None:
             check_is_there(path, option)
-    written = [path for path in (arguments.json_file, arguments.csv_file, arguments.plot_file) if path is not None]
+    files = (arguments.json_file, arguments.csv_file, arguments.plot_file, arguments.rows)
+    written = [path for path in files if path is not None]
     printed = [path for path in written if str(path) == "-"]
     if len(printed) + arguments.markdown > 1:
         raise InputError("One report can be printed: --json -, --csv - or --markdown. Got more than one of them.")
     written = [path for path in written if str(path) != "-"]
     if arguments.plot_file is not None and arguments.plot_file.suffix not in PICTURES:
         raise InputError(f"--plot must name a picture, {', '.join(PICTURES)}. Got {arguments.plot_file}.")
+    if arguments.rows is not None and arguments.rows.suffix not in ROW_FILES:
+        raise InputError(f"--rows must name a file, {' or '.join(ROW_FILES)}. Got {arguments.rows}.")
     for path in written:
         if not path.resolve().parent.is_dir():
             raise InputError(f"The folder of a file to write must be there. Got {path}. Make {path.parent} first.")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from klmetric.arithmetic.statistics import Statistics, statistics
 from klmetric.command.checks import check_format, check_nothing_is_clipped, check_rows
-from klmetric.command.comparison import Task
+from klmetric.command.comparison import Batch, Task
 from klmetric.command.fields import BANDS
 from klmetric.options import Options
 from klmetric.rows.fields import FIRST, OF_CLASSES, OF_TARGETS
@@ -15,47 +15,6 @@ from klmetric.rows.measure import measure
 from klmetric.saved.array import IGNORED, Saved
 from klmetric.saved.clipped import Rest, nearest, rest_of
 from klmetric.saved.formats.llama import their_estimate
-
-
-@dataclass
-class Batch:
-    """Rows of every model.
-
-    Attributes:
-        kl: divergences, shape (models, rows).
-        agrees: whether the most likely class is the same, likewise.
-        fields: what else is asked of them, shape (models, fields, rows).
-        clipped: the masses of p and of q in classes that are clipped, shape (models, 2, rows).
-        weight: shape (rows,).
-        labels: the numbers of their groups, likewise.
-        bands: the numbers of the bands of the reference's confidence, likewise.
-        steps: the coarsest of the grids that the reference and each model were rounded to.
-    """
-
-    kl: Tensor
-    agrees: Tensor
-    fields: Tensor
-    clipped: Tensor
-    weight: Tensor
-    labels: Tensor
-    bands: Tensor
-    steps: list[float]
-
-    def __len__(self) -> int:
-        return self.kl.shape[1]
-
-    def part(self, rows: slice) -> "Batch":
-        """Some of the rows."""
-        return replace(self, **{name: getattr(self, name)[..., rows] for name in _OF_ROWS})
-
-    @staticmethod
-    def joined(a: "Batch", b: "Batch") -> "Batch":
-        """One after the other."""
-        joined = {name: torch.cat([getattr(a, name), getattr(b, name)], -1) for name in _OF_ROWS}
-        return Batch(**joined, steps=[*map(max, a.steps, b.steps)])
-
-
-_OF_ROWS = ("kl", "agrees", "fields", "clipped", "weight", "labels", "bands")
 
 
 @dataclass
@@ -69,7 +28,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class _Side:
+class Side:
     """The same rows of one file: the numbers, what is known of clipped classes, and the grid of the rest."""
 
     saved: Saved
@@ -86,17 +45,17 @@ class _Side:
 def measure_batch(task: Task, start: int, stop: int, read: Read, is_first: bool) -> Batch:
     """The divergences of the rows from `start` to `stop`; one model after the other, so that few rows are held."""
     counts = read.weight > 0
-    p = _side(task, task.reference, start, stop, read)
+    p = side_of(task, task.reference, start, stop, read)
     kl, agrees, fields, clipped, steps = [], [], [], [], [p.step]
     bands = torch.zeros_like(read.labels)
     for k, model in enumerate(task.models):
-        q = _side(task, model, start, stop, read)
-        options = _options_for(task, model)
+        q = side_of(task, model, start, stop, read)
+        options = options_for(task, model)
         if task.is_checked and is_first:
             for side, (saved, x) in enumerate(((task.reference, p.x), (model, q.x))):
                 if saved.input_format is None:  # else the file itself has said it
                     check_format(saved, x[counts], options.input_format, side)
-        both = _nearest(p, q, options)
+        both = nearest_of(p, q, options)
         known = _known(task, both, options) if task.fields else None
         if known is None or options.eps or options.direction != "forward":
             rows = measure(*both, None, replace(options, nan_strategy="propagate"), True)
@@ -116,22 +75,24 @@ def measure_batch(task: Task, start: int, stop: int, read: Read, is_first: bool)
                 bands = torch.bucketize(known.confidence, torch.tensor(BANDS[1:]).double(), right=True)
     of_models = torch.stack(fields) if fields else torch.zeros(len(kl), 0, len(counts))
     several = (torch.stack(kl), torch.stack(agrees), of_models, torch.stack(clipped))
-    return Batch(*several, read.weight, read.labels, bands, steps)
+    targets = torch.full_like(read.labels, IGNORED) if read.targets is None else read.targets
+    return Batch(*several, read.weight, read.labels, bands, targets, steps)
 
 
-def _side(task: Task, saved: Saved, start: int, stop: int, read: Read) -> _Side:
+def side_of(task: Task, saved: Saved, start: int, stop: int, read: Read) -> Side:
+    """The rows of one file from `start` to `stop`."""
     known = read.predictions.get(id(saved))
     x = saved.read(start, stop) if known is None else known
     if saved.grid is None:
-        return _Side(saved, x[:, : task.classes], None, None)
+        return Side(saved, x[:, : task.classes], None, None)
     grid = saved.grid(start, stop)
     rest = rest_of(x, grid, task.classes)
     if rest is not None and task.options.temperature != 1:
         check_nothing_is_clipped(saved, rest.is_clipped[read.weight > 0], task.options)
-    return _Side(saved, x[:, : task.classes], rest, grid)
+    return Side(saved, x[:, : task.classes], rest, grid)
 
 
-def _nearest(p: _Side, q: _Side, options: Options) -> tuple[Tensor, Tensor]:
+def nearest_of(p: Side, q: Side, options: Options) -> tuple[Tensor, Tensor]:
     """What is measured: clipped classes as near to the other side as they may be, the others as they stand."""
     if p.rest is None and q.rest is None:
         return p.x, q.x
@@ -153,8 +114,8 @@ def _known(task: Task, both: tuple[Tensor, Tensor], options: Options) -> Statist
 
 def _fields(
     task: Task,
-    p: _Side,
-    q: _Side,
+    p: Side,
+    q: Side,
     both: tuple[Tensor, Tensor],
     options: Options,
     targets: Tensor | None,
@@ -166,7 +127,7 @@ def _fields(
     values = {name: of_row(known) for name, of_row in OF_CLASSES.items() if name in task.fields}
     if targets is not None:
         sides = zip((p, q), formats, masses, strict=True)
-        log_p, log_q = (_of_targets(*side, targets, temperature) for side in sides)
+        log_p, log_q = (log_probs_of(*side, targets.unsqueeze(1), temperature).squeeze(1) for side in sides)
         values |= {name: of_row(log_p, log_q) for name, of_row in OF_TARGETS.items()}
     if "llama_cpp" in task.fields:
         b = both[1].double().log() if formats[1] == "probs" else both[1]
@@ -174,18 +135,26 @@ def _fields(
     return torch.stack([values[name] for name in task.fields])
 
 
-def _of_targets(side: _Side, input_format: str, log_mass: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """The logarithm of the probability of each target; of those that are clipped, the edge."""
-    x = side.x.gather(1, targets.where(targets != IGNORED, 0).unsqueeze(1)).squeeze(1).double()
+def log_probs_of(side: Side, input_format: str, log_mass: Tensor, classes: Tensor, temperature: float) -> Tensor:
+    """The logarithms of the probabilities of some classes; of those that are clipped, the edge.
+
+    Args:
+        side: p or q.
+        input_format: of it.
+        log_mass: what to subtract for log-probabilities that are normalised, shape (rows,).
+        classes: of each row, shape (rows, some), `klmetric.saved.array.IGNORED` for none.
+        temperature: divides logits.
+    """
+    x = side.x.gather(1, classes.where(classes != IGNORED, 0)).double()
     x = x.log() if input_format == "probs" else x
     if side.grid is not None:
-        x = torch.where(x == -torch.inf, side.grid[:, 1], x)
+        x = torch.where(x == -torch.inf, side.grid[:, 1:], x)
         if temperature == 1 and side.x.shape[1] == side.saved.classes:
             return x  # of a normaliser that has seen every class before they were rounded
-    return x / temperature - log_mass
+    return x / temperature - log_mass.unsqueeze(1)
 
 
-def _options_for(task: Task, model: Saved) -> Options:
+def options_for(task: Task, model: Saved) -> Options:
     """The formats that were asked for, but where a file knows its own. The floor is of the reference's."""
     p_format, q_format = task.options.input_format
     if task.has_floor and model is task.models[-1]:

@@ -146,7 +146,16 @@ def compare_command(
     floor: Annotated[
         Path | None, typer.Option(help="The predictions of the reference, run a second time: what is no difference.")
     ] = None,
-    worst: Annotated[int, typer.Option(min=0, help="Show so many of the worst rows, and where they are.")] = 0,
+    worst: Annotated[
+        int, typer.Option(min=0, help="Show so many of the worst rows: where they are, and what was likely there.")
+    ] = 0,
+    vocab: Annotated[
+        Path | None,
+        typer.Option(help="The text of classes for --worst: a tokenizer's folder or .json, or .txt with one a line."),
+    ] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="Write the values of each row into a .parquet, or the divergences into a .npy.")
+    ] = None,
     fail_above: Annotated[
         list[str] | None, typer.Option(metavar="KEY=LIMIT...", help="Exit 1 if a value is larger: mean=0.01 p99=0.2.")
     ] = None,

@@ -2,11 +2,13 @@
 
 import sys
 from pathlib import Path
+from signal import default_int_handler
 from typing import Any
 
 from klmetric.command.arguments import Arguments, limits_of
 from klmetric.command.comparison import Comparison, Task
-from klmetric.command.ending import BAD_INPUT, DONE, FAILED, INTERRUPTED, interruptible
+from klmetric.command.ending import BAD_INPUT, DONE, FAILED, INTERRUPTED, ctrl_c, interruptible
+from klmetric.command.kept_rows import KeptRows, kept_rows
 from klmetric.command.limits import exceeded
 from klmetric.command.measure import empty, measure_share
 from klmetric.command.opening import names_of, open_task
@@ -15,7 +17,9 @@ from klmetric.command.picture import picture, pyplot_for_files
 from klmetric.command.processes import merge_over_processes, processes_of_this_run
 from klmetric.command.progress import progress
 from klmetric.command.report import as_dict
+from klmetric.command.worst import find_worst, look_at_worst
 from klmetric.saved.errors import InputError, said_of
+from klmetric.saved.vocabulary import Vocabulary, open_vocabulary
 
 
 def run_compare(arguments: Arguments) -> int:
@@ -35,18 +39,22 @@ def _run(arguments: Arguments, rank: int, processes: int) -> int:
     plot = arguments.plot_file
     if plot is not None:
         pyplot_for_files()  # which may be missing
-    result, have_all = _measured(task, rank, processes)
-    if not have_all:
-        return BAD_INPUT  # which another process explains
+    vocabulary = None if arguments.vocab is None else open_vocabulary(arguments.vocab)
+    with kept_rows(arguments.rows, task, names) as rows:
+        result, have_all = _measured(task, rank, processes, rows)
+        if not have_all:
+            return BAD_INPUT  # which another process explains
+        faults = rows.finish(rank, processes) if rows and result.samples else []
     if rank:
         return _status(result, [])
     if not result.samples:
         print("Interrupted. No sample was measured.", file=sys.stderr)
         return INTERRUPTED
+    faults += _look_at_worst(result, vocabulary)
     report = as_dict(result, names, _more_options(arguments))
     failed = exceeded(report, above, below)
     report["limits"] = {"above": above, "below": below, "failed": failed}
-    faults = write(arguments, report, lambda: picture(plot.suffix if plot else "", result, names, report))
+    faults += write(arguments, report, lambda: picture(plot.suffix if plot else "", result, names, report))
     if result.is_partial:
         print(f"Interrupted: this is of {result.samples:,} of {task.samples:,} samples.", file=sys.stderr)
     for sentence in failed:
@@ -57,7 +65,7 @@ def _run(arguments: Arguments, rank: int, processes: int) -> int:
     return _status(result, failed)
 
 
-def _measured(task: Task, rank: int, processes: int) -> tuple[Comparison, bool]:
+def _measured(task: Task, rank: int, processes: int, kept: KeptRows | None) -> tuple[Comparison, bool]:
     """What all processes have measured, and whether all of them have.
 
     Raises:
@@ -68,13 +76,29 @@ def _measured(task: Task, rank: int, processes: int) -> tuple[Comparison, bool]:
     failure: InputError | None = None
     with interruptible() as is_interrupted, progress(rows, rank, processes) as advance:
         try:
-            measure_share(result, rank, processes, advance, is_interrupted)
+            keep = None if kept is None else kept.add
+            measure_share(result, rank, processes, advance, is_interrupted, keep)
         except InputError as error:
             failure = error
     have_all = processes == 1 or merge_over_processes(result, rank, processes, failure is not None)
     if failure is not None:
         raise failure
     return result, have_all
+
+
+def _look_at_worst(result: Comparison, vocabulary: Vocabulary | None) -> list[Exception]:
+    """Find the worst rows, and read them again, unless Ctrl-C ends that; and what went wrong with it."""
+    find_worst(result)
+    rows = sum(len(measured.worst) for measured in result.models)
+    if rows:
+        try:
+            with ctrl_c(default_int_handler), progress(rows, 0, 1, "Reading the worst rows") as advance:
+                look_at_worst(result, vocabulary, advance)
+        except KeyboardInterrupt:
+            print("Interrupted: not all of the worst rows have been read again.", file=sys.stderr)
+        except InputError as error:
+            return [error]
+    return []
 
 
 def _more_options(arguments: Arguments) -> dict[str, Any]:

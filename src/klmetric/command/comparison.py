@@ -1,8 +1,8 @@
 """What is to be compared, and what it comes to: the values that the command works on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -73,6 +73,49 @@ class Task:
 
 
 @dataclass
+class Batch:
+    """Rows of every model.
+
+    Attributes:
+        kl: divergences, shape (models, rows).
+        agrees: whether the most likely class is the same, likewise.
+        fields: what else is asked of them, shape (models, fields, rows).
+        clipped: the masses of p and of q in classes that are clipped, shape (models, 2, rows).
+        weight: shape (rows,).
+        labels: the numbers of their groups, likewise.
+        bands: the numbers of the bands of the reference's confidence, likewise.
+        targets: the classes that came true, likewise; `klmetric.saved.array.IGNORED` where none is known.
+        steps: the coarsest of the grids that the reference and each model were rounded to.
+    """
+
+    kl: Tensor
+    agrees: Tensor
+    fields: Tensor
+    clipped: Tensor
+    weight: Tensor
+    labels: Tensor
+    bands: Tensor
+    targets: Tensor
+    steps: list[float]
+
+    def __len__(self) -> int:
+        return self.kl.shape[1]
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of the rows."""
+        return replace(self, **{name: getattr(self, name)[..., rows] for name in _OF_ROWS})
+
+    @staticmethod
+    def joined(a: "Batch", b: "Batch") -> "Batch":
+        """One after the other."""
+        joined = {name: torch.cat([getattr(a, name), getattr(b, name)], -1) for name in _OF_ROWS}
+        return Batch(**joined, steps=[*map(max, a.steps, b.steps)])
+
+
+_OF_ROWS = ("kl", "agrees", "fields", "clipped", "weight", "labels", "bands", "targets")
+
+
+@dataclass
 class Measured:
     """What one model comes to.
 
@@ -87,6 +130,7 @@ class Measured:
         step: the coarsest grid that log-probabilities were rounded to; 0 where they were not.
         clipped: over the rows, the sums of what p has, and q has, in classes that are clipped, as
             `klmetric.totals.pairs`.
+        worst: the worst rows as the report has them, once they are asked for.
     """
 
     saved: Saved
@@ -97,6 +141,7 @@ class Measured:
     moments: Tensor
     step: float = 0.0
     clipped: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    worst: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def summaries(self) -> "list[KLDivergenceSummary]":

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from rich.cells import cell_len
 
-from klmetric.command.tables import Lines
+from klmetric.command.tables import SAMPLE, Lines
 
 # The width of a page, in characters: where nothing says how wide it is, and in Markdown.
 PAGE = 160
@@ -13,8 +13,9 @@ SHORTEST, LONGEST = 12, 30
 
 
 def turned(head: list[str], lines: Lines) -> tuple[list[str], Lines]:
-    """Rows for columns."""
-    first, *rest = map(list, zip(["model", *head[1:]], *lines, strict=True))
+    """Rows for columns. These are models, but where they are samples."""
+    corner = head[0] if head[0] == SAMPLE else "model"
+    first, *rest = map(list, zip([corner, *head[1:]], *lines, strict=True))
     return first, rest
 
 
@@ -38,9 +39,14 @@ def _part(head: list[str], lines: Lines, begin: int, end: int) -> tuple[list[str
 def fits(head: list[str], lines: Lines, width: int) -> bool:
     """Whether it does with its numbers whole. Names may be folded, within reason."""
     columns = [list(column) for column in zip(*lines, strict=True)]
-    first = min(max(map(cell_len, [head[0], *columns[0]])), max(width // 4, SHORTEST))
+    first = min(max(map(_width, [head[0], *columns[0]])), max(width // 4, SHORTEST))
     others = [
-        max(min(cell_len(name), SHORTEST), *map(cell_len, column))
+        max(min(cell_len(name), SHORTEST), *map(_width, column))
         for name, column in zip(head[1:], columns[1:], strict=True)
     ]
     return first + sum(others) + 3 * len(head) + 1 <= width
+
+
+def _width(cell: str) -> int:
+    """Of its longest line."""
+    return max(map(cell_len, cell.split("\n")))

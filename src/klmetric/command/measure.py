@@ -8,8 +8,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from klmetric.command.batch import Batch, Read, measure_batch
-from klmetric.command.comparison import Comparison, Measured, Task, together
+from klmetric.command.batch import Read, measure_batch
+from klmetric.command.comparison import Batch, Comparison, Measured, Task, together
 from klmetric.command.fields import BAND_NAMES
 from klmetric.rows.rows import Rows
 from klmetric.saved.array import IGNORED, Saved
@@ -53,7 +53,12 @@ def empty(task: Task) -> Comparison:
 
 
 def measure_share(
-    result: Comparison, rank: int, processes: int, advance: Callable[[int], None], is_interrupted: Callable[[], bool]
+    result: Comparison,
+    rank: int,
+    processes: int,
+    advance: Callable[[int], None],
+    is_interrupted: Callable[[], bool],
+    keep: Callable[[Batch, int, Tensor], object] | None = None,
 ) -> None:
     """Measure this process's share of the samples, the next one in the order of the ranks.
 
@@ -63,6 +68,7 @@ def measure_share(
         processes: how many share the samples.
         advance: is called with the number of rows after each batch.
         is_interrupted: whether to end after this batch.
+        keep: is called with the rows of samples that were added, the number of the first and the rows of each.
 
     Raises:
         InputError: for rows that are no distributions, and files that cannot be read.
@@ -76,7 +82,10 @@ def measure_share(
         pending = batch if pending is None else Batch.joined(pending, batch)
         while (whole := min(end, reference.sample_at(row + len(pending)), sample + at_once)) > sample:
             rows = reference.first_row(whole) - row
-            _add(result, pending.part(slice(rows)), reference.lengths(sample, whole))
+            part, lengths = pending.part(slice(rows)), reference.lengths(sample, whole)
+            _add(result, part, lengths)
+            if keep is not None:
+                keep(part, sample, lengths)
             pending = pending.part(slice(rows, None))
             sample, row = whole, row + rows
         advance(len(batch))

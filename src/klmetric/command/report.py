@@ -48,7 +48,7 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
             **_storage_error(comparison, measured),
             **_unused_ids(task.reference, measured.saved),
             **_same_arrays(task.reference, measured.saved),
-            **({"worst": _worst_of(measured.summary, task.reference)} if task.top else {}),
+            **({"worst": measured.worst} if task.top else {}),
             **_parts("groups", measured.groups),
             **_parts("bands", measured.bands),
         }
@@ -80,14 +80,15 @@ def _source(saved: Saved) -> Value:
     return {} if saved.source is None else {"columns": saved.source}
 
 
-def _computed(summary: "KLDivergenceSummary") -> Value:
+def computed(summary: "KLDivergenceSummary") -> Value:
+    """Its values as numbers, without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # rows that are left out are counted in the report
         return {key: value.item() for key, value in summary.compute().items()}
 
 
 def _values_of(summary: "KLDivergenceSummary") -> Value:
-    values = {key: value for key, value in _computed(summary).items() if not key.startswith("top")}
+    values = {key: value for key, value in computed(summary).items() if not key.startswith("top")}
     mean, margin = values.pop("mean"), Z * values["stderr"]
     interval = {"low": max(0.0, mean - margin) if margin == margin else math.nan, "high": mean + margin}
     return {"mean": mean, "stderr": values.pop("stderr"), **interval, **values}
@@ -142,23 +143,6 @@ def _same_arrays(reference: Saved, model: Saved) -> Value:
     """How many arrays of a model are those of the reference."""
     same = len(set(reference.arrays) & set(model.arrays)) if reference.source == model.source else 0
     return {"same_arrays": same} if same else {}
-
-
-def _worst_of(summary: "KLDivergenceSummary", reference: Saved) -> list[Value]:
-    """The worst rows, by number and where there are ids by these as well."""
-    values = _computed(summary)
-    found = []
-    for k in range(1, summary.top + 1):
-        sample, position = values[f"top{k}_sample"], values[f"top{k}_position"]
-        if sample >= 0:
-            row = {"kl": values[f"top{k}"], "sample": sample}
-            if len(reference.shape) > 2:
-                row["position"] = position
-            if reference.ids is not None:
-                value = reference.ids[sample]  # JSON has no dates
-                row["id"] = value.item() if value.dtype.kind in "iufU" else str(value)
-            found.append(row)
-    return found
 
 
 def _parts(key: str, parts: "dict[str, KLDivergenceSummary]") -> Value:

@@ -9,7 +9,10 @@ from klmetric.totals.estimates import DELTA_P, Z
 
 Value = dict[str, Any]
 Lines = list[list[str]]
-
+# How a table of the worst rows begins.
+SAMPLE = "sample"
+# Of the text before a row, so many characters are shown.
+BEFORE = 24
 
 # Of a model, what is no line of the first table; nor is what consists of parts.
 _SKIPPED = ("name", "path", "columns", "unused_ids", "same_arrays", "low", "high")
@@ -123,12 +126,32 @@ def sections_of(report: Value) -> list[tuple[str, list[str], Lines]]:
                 for part in models[0][key]
             ]
             sections.append((title, [what, *names, "count"], lines))
-    for model in models:
-        if model.get("worst"):
-            where = [key for key in model["worst"][0] if key != "kl"]
-            lines = [[*(str(row[key]) for key in where), number(row["kl"])] for row in model["worst"]]
-            sections.append((f"Worst rows of {model['name']}", [*where, unit], lines))
-    return sections
+    worst = [(model["name"], model["worst"]) for model in models if model.get("worst")]
+    return sections + [(f"Worst rows of {name}", *_worst(rows, unit)) for name, rows in worst]
+
+
+def _worst(rows: list[Value], unit: str) -> tuple[list[str], Lines]:
+    """The head and the lines of the worst rows, each of several classes one below the other."""
+    where = [key for key in (SAMPLE, "position", "id") if key in rows[0]]
+    what = [key for key in ("before", "target", "reference", "model") if any(key in row for row in rows)]
+    names = {"reference": "likely in the reference", "model": "in the model"}
+
+    def cell(row: Value, key: str) -> str:
+        value = row.get(key)
+        if key == "before":
+            return "" if value is None else repr("…" + value[-BEFORE:] if len(value) > BEFORE else value)
+        if key == "target" and value:
+            both = (f"{letter} {_share(value[side])}" for letter, side in (("p", "reference"), ("q", "model")))
+            return "\n".join((_class(value), *both))
+        return "\n".join(f"{_class(one)}  {_share(one['probability'])}" for one in value or [])
+
+    lines = [[*(str(row[key]) for key in where), number(row["kl"]), *(cell(row, key) for key in what)] for row in rows]
+    return [*where, unit, *(names.get(key, key) for key in what)], lines
+
+
+def _class(value: Value) -> str:
+    """By its text, where there is one."""
+    return repr(value["text"]) if "text" in value else str(value["class"])
 
 
 def _columns(report: Value) -> tuple[list[Value], list[str]]:
@@ -175,3 +198,8 @@ def notes_of(report: Value) -> list[str]:
                 " there."
             )
     return notes
+
+
+def _share(probability: float) -> str:
+    """With the points one below the other, as long as there is something to be seen."""
+    return f"{probability:.4f}" if probability >= 1e-4 else number(probability)

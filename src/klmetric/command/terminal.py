@@ -15,7 +15,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     """Print the tables, so that they fit."""
     for title, head, lines in sections_of(report):
         for part, (names, values) in enumerate(fitted(head, lines, console.width)):
-            table = Table(title=None if part else escape(title), title_justify="left")
+            has_blocks = any("\n" in cell for line in values for cell in line)
+            table = Table(title=None if part else escape(title), title_justify="left", show_lines=has_blocks)
             for k, text in enumerate(names):
                 table.add_column(escape(text), justify="left" if k == 0 else "right", overflow="fold")
             for line in values:

@@ -12,6 +12,8 @@ from klmetric.saved.errors import InputError
 
 # As much as a report may take, or its picture.
 TRIED = 2**18
+# What is said of the place of a file that could not be written.
+UNCHANGED = "It is as it was before."
 
 
 def try_place(path: Path) -> None:
@@ -21,7 +23,7 @@ def try_place(path: Path) -> None:
         InputError: if nothing can be written there.
     """
     place = _place_of(path)
-    with _told_of(path, "Name another file."):
+    with told_of(path, "Name another file."):
         if place.is_file():
             place.open("r+b").close()  # may it be written over?
         if _is_replaced(place):
@@ -36,18 +38,29 @@ def write_whole(path: Path, data: bytes) -> None:
         InputError: if it cannot be written.
     """
     place = _place_of(path)
-    with _told_of(path, "It is as it was before."):
+    with told_of(path, UNCHANGED):
         if not _is_replaced(place):
             place.write_bytes(data)
             return
         with _beside(place, data) as new:
-            if place.exists():
-                before = place.stat()
-                if hasattr(os, "chown"):
-                    with suppress(PermissionError):
-                        os.chown(new, before.st_uid, before.st_gid)
-                new.chmod(before.st_mode & 0o7777)
-            os.replace(new, place)
+            put_in_place(new, place)
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Have a file take the place of what is there, with its owner and its rights."""
+    place = _place_of(path)
+    if place.exists():
+        before = place.stat()
+        if hasattr(os, "chown"):
+            with suppress(PermissionError):
+                os.chown(new, before.st_uid, before.st_gid)
+        new.chmod(before.st_mode & 0o7777)
+    os.replace(new, place)
+
+
+def name_beside(path: Path) -> Path:
+    """A name that no file has, in the folder of this one."""
+    return _place_of(path).with_name(f".klmetric-{token_hex(8)}.tmp")
 
 
 def _place_of(path: Path) -> Path:
@@ -62,7 +75,7 @@ def _is_replaced(place: Path) -> bool:
 @contextmanager
 def _beside(place: Path, data: bytes) -> Iterator[Path]:
     """A file with these data in the same folder, for a while."""
-    new = place.with_name(f".klmetric-{token_hex(8)}.tmp")
+    new = name_beside(place)
     with ctrl_c(signal.default_int_handler):  # an exception, so that it is taken away
         try:
             with new.open("xb") as file:
@@ -75,7 +88,12 @@ def _beside(place: Path, data: bytes) -> Iterator[Path]:
 
 
 @contextmanager
-def _told_of(path: Path, hint: str) -> Iterator[None]:
+def told_of(path: Path, hint: str) -> Iterator[None]:
+    """Errors of the system as those of a place that was named.
+
+    Raises:
+        InputError: for any of them.
+    """
     try:
         yield
     except OSError as error:

@@ -1,0 +1,115 @@
+"""The worst rows of each model, looked at once more: which class was right there, and which were likely."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from klmetric.arithmetic.statistics import statistics
+from klmetric.command.batch import Read, Side, log_probs_of, nearest_of, options_for, side_of
+from klmetric.command.comparison import Comparison, Measured, Task
+from klmetric.command.report import computed
+from klmetric.saved.array import IGNORED, Saved
+
+if TYPE_CHECKING:
+    from klmetric.saved.vocabulary import Vocabulary
+    from klmetric.summary import KLDivergenceSummary
+
+Value = dict[str, Any]
+# The most likely classes that are shown, and the tokens that came before.
+SHOWN, BEFORE = 5, 8
+
+
+def find_worst(result: Comparison) -> None:
+    """Tell each model its worst rows, by number and where there are ids by these as well."""
+    for measured in result.models:
+        measured.worst = _worst_of(measured.summary, result.task.reference)
+
+
+def _worst_of(summary: "KLDivergenceSummary", reference: Saved) -> list[Value]:
+    values = computed(summary)
+    found = []
+    for k in range(1, summary.top + 1):
+        sample, position = values[f"top{k}_sample"], values[f"top{k}_position"]
+        if sample >= 0:
+            row = {"kl": values[f"top{k}"], "sample": sample}
+            if len(reference.shape) > 2:
+                row["position"] = position
+            if reference.ids is not None:
+                value = reference.ids[sample]  # JSON has no dates
+                row["id"] = value.item() if value.dtype.kind in "iufU" else str(value)
+            found.append(row)
+    return found
+
+
+def look_at_worst(result: Comparison, vocabulary: "Vocabulary | None", advance: Callable[[int], None]) -> None:
+    """Read the worst rows again, and add what they hold.
+
+    They are read from the first to the last, so a file that is read in order is read once more, and no more is held
+    than one row of each.
+
+    Args:
+        result: of which `find_worst` has found them. Each has all that is said of it, or nothing.
+        vocabulary: the text of classes.
+        advance: is called with the number of rows that were looked at, after each place.
+
+    Raises:
+        InputError: for files that cannot be read.
+    """
+    task = result.task
+    places: dict[int, list[tuple[Measured, Value]]] = {}
+    for measured in result.models:
+        for value in measured.worst:
+            row = task.reference.first_row(value["sample"]) + value.get("position", 0)
+            places.setdefault(row, []).append((measured, value))
+    for row, values in sorted(places.items(), key=lambda place: place[0]):
+        p = _side_of(task, task.reference, row)
+        targets = _targets_until(task, row)
+        for measured, value in values:
+            value.update(_said_of(task, p, _side_of(task, measured.saved, row), targets, vocabulary))
+        advance(len(values))
+
+
+def _side_of(task: Task, saved: Saved, row: int) -> Side:
+    return side_of(task, saved, row, row + 1, Read(torch.ones(1), torch.zeros(1), None, {}))
+
+
+def _targets_until(task: Task, row: int) -> list[int]:
+    """That of a row, and before it those of some rows of its sample."""
+    if task.targets is None:
+        return []
+    first = task.reference.first_row(task.reference.sample_at(row))
+    targets: list[int] = task.targets(max(first, row - BEFORE), row + 1).tolist()
+    return [target for target in targets if target != IGNORED]
+
+
+def _said_of(task: Task, p: Side, q: Side, targets: list[int], vocabulary: "Vocabulary | None") -> Value:
+    """What is to be said of one row of one model; `targets` end with its own."""
+    options = options_for(task, q.saved)
+    formats, temperature = options.input_format, options.temperature
+    of_rows = statistics(*nearest_of(p, q, options), formats, temperature, (1,), measures=False)
+    sides = dict(zip(("reference", "model"), zip((p, q), formats, of_rows[4:6], strict=True), strict=True))
+
+    def probabilities(name: str, classes: Tensor) -> list[float]:
+        found: list[float] = log_probs_of(*sides[name], classes.unsqueeze(0), temperature).exp()[0].tolist()
+        return found
+
+    def said(number: int) -> Value:
+        text = None if vocabulary is None else vocabulary.text([number])
+        return {"class": number, **({} if text is None else {"text": text})}
+
+    values: Value = {}
+    if targets:
+        known = {name: probabilities(name, torch.tensor(targets[-1:]))[0] for name in sides}
+        values["target"] = {**said(targets[-1]), **known}
+    for name, (side, its_format, _) in sides.items():
+        x = side.x[0]
+        # Of a class that is clipped, or has no chance at all, there is nothing to be said.
+        order = x.sort(descending=True, stable=True).indices[:SHOWN]
+        order = order[x[order] > (0 if its_format == "probs" else -torch.inf)]
+        each = zip(order.tolist(), probabilities(name, order), strict=True)
+        values[name] = [{**said(number), "probability": probability} for number, probability in each]
+    if vocabulary is not None and (before := vocabulary.text(targets[:-1])):
+        values["before"] = before
+    return values
