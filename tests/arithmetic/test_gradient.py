@@ -9,6 +9,8 @@ from processes import alone, peak, peak_from_now
 from torch.nn import functional
 
 from klmetric import kl_divergence
+from klmetric.arithmetic.plain import plain
+from klmetric.options import Options
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -60,6 +62,29 @@ def test_as_kl_div_has_it(shape):
         loss(a, b).backward()
         gradients.append((a.grad, b.grad))
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("formats", [("probs", "probs"), ("probs", "logits"), ("logits", "probs")], ids="-".join)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("apart", [1, 1e-6])
+def test_as_the_expression_has_it_with_zeros_too(formats, direction, apart):
+    p = logits(6, 7, dtype=torch.float64)
+    q = p + apart * logits(6, 7, seed=1, dtype=torch.float64)
+    p, q = (3 * x.softmax(-1) if f == "probs" else x for x, f in zip((p, q), formats, strict=True))
+    for x, f in zip((p, q), formats, strict=True):
+        x[:, 2] = 0 if f == "probs" else -torch.inf
+    if direction == "forward" and formats[0] == "probs":
+        p[:, 4] = 0
+    gradients = []
+    for divergence in (
+        lambda p, q: kl_divergence(p, q, input_format=formats, direction=direction, reduction="none"),
+        lambda p, q: plain(p, q, Options(formats, direction=direction)),
+    ):
+        x, y = p.clone().requires_grad_(), q.clone().requires_grad_()
+        divergence(x, y).sum().backward()
+        gradients.append(torch.cat([x.grad, y.grad]))
+    assert gradients[0].isfinite().all()
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9 * apart)
 
 
 @pytest.mark.parametrize("classes", [10, 1000])

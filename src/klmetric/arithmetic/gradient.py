@@ -3,8 +3,11 @@ r"""The derivatives of the divergence of each row, in the memory of the inputs.
 With t the difference of the logits from its mean under p, the derivatives by the logits a (of p) and b (of q) are
 
 .. math:: \frac{\partial KL}{\partial a} = -p \, t, \qquad \frac{\partial KL}{\partial b} = q - p
+
+Those by weights, of which p and q are the shares, are these over the weights: a weight is the exponential of a logit.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 from klmetric.arithmetic.plain import SWAPPED, blocks, plain, result_dtype
 
 if TYPE_CHECKING:
-    from klmetric.options import Options
+    from klmetric.options import Format, Options
 
 # Elements of a block.
 BLOCK = 3 * 2**17
@@ -70,29 +73,59 @@ def _in_blocks(p: Tensor, q: Tensor, gradient: Tensor, wanted: tuple[bool, bool]
         if is_wanted
     ]
     gradient = gradient.to(result_dtype(p, q)).contiguous()
-    is_plain = "probs" not in options.input_format and not options.eps and options.direction in SWAPPED
-    of_block = _of_logits if is_plain else _of_anything
+    is_given = not options.eps and (options.temperature == 1 or "probs" not in options.input_format)
+    of_block = _of_rows if is_given and options.direction in SWAPPED else _of_anything
     for a, b, g, *targets in blocks(max(1, BLOCK // p.shape[-1]), p, q, gradient, *results):
         for target, x in zip(targets, of_block(a, b, g, wanted, options), strict=True):
             target.copy_(x)
     return results
 
 
-def _of_logits(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: "Options") -> list[Tensor]:
-    a, b = (x.to(g.dtype) for x in (a, b))
-    if options.temperature != 1:
-        a, b, g = a / options.temperature, b / options.temperature, g / options.temperature
-    p, q = a.softmax(-1), b.softmax(-1)
-    totals = [torch.zeros_like(p) if is_wanted else None for is_wanted in wanted]
+def _of_rows(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: "Options") -> list[Tensor]:
+    # Logarithms of probabilities keep the digits in which they differ in float64 alone.
+    is_exact = "probs" in options.input_format
+    dtype = torch.float64 if is_exact else g.dtype
+    sides = [_Side(x.to(dtype), f, options, is_exact) for x, f in zip((a, b), options.input_format, strict=True)]
+    totals: list[Tensor | float] = [0.0, 0.0]
     for swapped in SWAPPED[options.direction]:
-        of_p, of_q = reversed(totals) if swapped else totals
-        first, second = (q, p) if swapped else (p, q)
-        if of_q is not None:
-            of_q += second - first
-        if of_p is not None:
-            d = torch.where(first == 0, 0, (a - b) if swapped else (b - a))
-            of_p -= first * (d - (first * d).sum(-1, keepdim=True))
-    return [total.mul_(g.unsqueeze(-1)) for total in totals if total is not None]
+        i, j = (1, 0) if swapped else (0, 1)
+        if wanted[i]:
+            totals[i] += sides[i].as_reference(sides[j])
+        if wanted[j]:
+            totals[j] += sides[j].as_approximation(sides[i])
+    return [total * g.unsqueeze(-1) for total, is_wanted in zip(totals, wanted, strict=True) if is_wanted]
+
+
+class _Side:
+    """Rows of p or q: probabilities, their logarithms (up to a constant), and the derivatives by what was given."""
+
+    def __init__(self, x: Tensor, input_format: "Format", options: "Options", is_exact: bool) -> None:
+        self.are_weights, self.temperature = input_format == "probs", options.temperature
+        if self.are_weights:
+            # A negative one has no logarithm to say so.
+            self.mass = x.sum(-1, keepdim=True).masked_fill(x.amin(-1, keepdim=True) < 0, math.nan)
+            self.probs = x / self.mass
+            self.logs = self.probs.log()
+        else:
+            x = x if options.temperature == 1 else x / options.temperature
+            self.probs, self.logs = x.softmax(-1), x.log_softmax(-1) if is_exact else x
+
+    def as_reference(self, other: "_Side") -> Tensor:
+        """Of KL(this ‖ other)."""
+        p = self.probs
+        t = torch.where(p == 0, 0, other.logs - self.logs)
+        mean = (p * t).sum(-1, keepdim=True)
+        if not self.are_weights:
+            return p * (mean - t) / self.temperature
+        # Where p is 0 the slope of p log(p/q) is infinite: that of q - p is taken, the other part of the term.
+        return (mean - torch.where(p == 0, 1, t)) / self.mass
+
+    def as_approximation(self, other: "_Side") -> Tensor:
+        """Of KL(other ‖ this)."""
+        q, p = self.probs, other.probs
+        if not self.are_weights:
+            return (q - p) / self.temperature
+        return torch.where(p == 0, 1, (q - p) / q) / self.mass
 
 
 def _of_anything(

@@ -49,7 +49,11 @@ def plain_in_blocks(p: Tensor, q: Tensor, options: "Options") -> Tensor:
     """`plain` without gradients: in bounded memory, and a row has the same bits in any batch."""
     size = min(MOST, OF_A_THREAD * torch.get_num_threads()) if p.device.type == "cpu" else MOST
     rows = max(1, size // min(WIDTH, p.shape[-1]))
-    return torch.cat([plain(a, b, options, WIDTH) for a, b in blocks(rows, p, q)]).view(p.shape[:-1])
+    # Many small results would lie between the blocks in memory, and let none of it be used again.
+    kl = torch.empty(p.shape[:-1], dtype=torch.float64, device=p.device)
+    for a, b, target in blocks(rows, p, q, kl):
+        target.copy_(plain(a, b, options, WIDTH))
+    return kl
 
 
 def blocks(rows: int, *xs: Tensor) -> Iterator[tuple[Tensor, ...]]:
