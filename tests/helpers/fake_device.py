@@ -99,6 +99,11 @@ class _Moves(TorchFunctionMode):
             if any(isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(index)):
                 self.on.waits["index"] += 1
             return self.on.put(args[0].held[index])
+        if func is Tensor.copy_ and isinstance(args[0], OnDevice):
+            if not isinstance(args[1], OnDevice):
+                self.on.waits["copy_"] += 1
+            args[0].held.copy_(_held(args[1]))
+            return args[0]
         if func in (Tensor.new_tensor, Tensor.__invert__) and isinstance(args[0], OnDevice):
             return self.on.put(
                 func(args[0].held, *args[1:], **kwargs)
