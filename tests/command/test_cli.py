@@ -229,6 +229,8 @@ WITHOUT_TORCH = [
     ("compare p.npy q.npy --rows rows.csv", 2, "--rows must name a file, .npy or .parquet. Got rows.csv."),
     ("compare p.npy q.npy --vocab p.npy", 2, "--vocab is the text of the classes of the worst rows."),
     ("compare p.npy q.npy --worst 1 --vocab no.json", 2, "--vocab: There must be a file or a folder at no.json."),
+    ("compare p.npy q.npy --html kl.xyz", 2, "--html must name a page, .html, .htm. Got kl.xyz."),
+    ("compare p.npy q.npy --size r=4", 2, "--size must name a model as the report does: q. Got 'r'."),
     ("compare p.npy q.npy --json no/o.json", 2, "The folder of a file to write must be there. Got no/o.json."),
     ("compare p.npy q.npy --csv .", 2, "A report must go into a file. Got ., which is a folder."),
     ("compare p.npy q.npy --csv q.npy", 2, "A report must not take the place of what it is about. Got q.npy"),
@@ -309,7 +311,7 @@ def predictions(tmp_path):
     return tmp_path
 
 
-REPORTS = ("--json", "o.json", "--csv", "o.csv", "--plot", "o.png")
+REPORTS = ("--json", "o.json", "--csv", "o.csv", "--plot", "o.png", "--html", "o.html")
 
 
 @pytest.mark.slow
@@ -386,7 +388,7 @@ def test_in_the_background_it_is_not_interrupted(predictions):
 # --- Where a report cannot be made
 
 
-@pytest.mark.parametrize("broken", ["to_json", "to_csv", "to_markdown", "picture"])
+@pytest.mark.parametrize("broken", ["to_json", "to_csv", "to_markdown", "as_file", "to_page"])
 def test_an_unexpected_error_loses_no_other_report(here, tmp_path, monkeypatch, broken):
     """What was measured is written wherever it can be, and then the fault is told; --debug shows where it is."""
     for name in "pq":
@@ -395,13 +397,14 @@ def test_an_unexpected_error_loses_no_other_report(here, tmp_path, monkeypatch, 
     def fails(*_):
         raise TypeError("a fault in here")
 
-    monkeypatch.setattr(compare if broken == "picture" else output, broken, fails)
+    monkeypatch.setattr(output if hasattr(output, broken) else compare, broken, fails)
     arguments = ["compare", "p.npy", "q.npy", "--input-format", "logits", "--json", "o.json", "--csv", "o.csv"]
-    status, said, fault = here(*arguments, "--plot", "o.svg", "--markdown", "--debug")
+    arguments += ["--plot", "o.svg", "--html", "o.html"]
+    status, said, fault = here(*arguments, "--markdown", "--debug")
     assert status == 2
     assert "Error: TypeError: a fault in here (Unexpected: --debug shows where.)\n" in fault
     assert "in fails\n" in fault
-    written = {"to_json": "o.json", "to_csv": "o.csv", "picture": "o.svg"}
+    written = {"to_json": "o.json", "to_csv": "o.csv", "as_file": "o.svg", "to_page": "o.html"}
     for maker, name in written.items():
         assert (tmp_path / name).exists() == (maker != broken), name
     assert ("p99.9" in said) == (broken != "to_markdown")
@@ -431,7 +434,7 @@ def test_a_full_disk(predictions):
     arguments = ["compare", "p.npy", "q.npy", "--input-format", "logits", *REPORTS]
     done = forked(*arguments, cwd=predictions, first=leave_little_room)
     assert done.returncode == 2, done.stderr
-    for name in ("o.json", "o.png"):
+    for name in ("o.json", "o.png", "o.html"):
         assert f"A report must go where it can be written. Got {name}: File too large." in done.stderr
     assert "Traceback" not in done.stderr
     assert "p99.9" in done.stdout

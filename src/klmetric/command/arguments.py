@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from klmetric.command.limits import parsed
+from klmetric.command.sizes import Sizes, parsed_sizes
 from klmetric.command.whole import try_place
 from klmetric.options import FORMATS, Options, check_base, check_choice, check_options
 from klmetric.saved.errors import InputError, check_is_there
 
 PICTURES = (".png", ".svg", ".pdf")
 ROW_FILES = (".npy", ".parquet")
+PAGES = (".html", ".htm")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Arguments:
     json_file: Path | None
     csv_file: Path | None
     plot_file: Path | None
+    html_file: Path | None
+    size: list[str] | None
     markdown: bool
     limit: int | None
     batch_rows: int | None
@@ -55,6 +59,7 @@ class Arguments:
 def check(arguments: Arguments) -> None:
     """Raise an InputError for what is wrong whatever the files hold, and where a report cannot be written."""
     limits_of(arguments)
+    sizes_of(arguments)
     options_of(arguments)
     if arguments.columns is not None and len(arguments.columns) > 2:
         raise InputError(
@@ -74,7 +79,8 @@ def check(arguments: Arguments) -> None:
     for option, path in named:
         if path is not None:
             check_is_there(path, option)
-    files = (arguments.json_file, arguments.csv_file, arguments.plot_file, arguments.rows)
+    reports = (arguments.json_file, arguments.csv_file, arguments.plot_file, arguments.html_file)
+    files = (*reports, arguments.rows)
     written = [path for path in files if path is not None]
     printed = [path for path in written if str(path) == "-"]
     if len(printed) + arguments.markdown > 1:
@@ -84,6 +90,8 @@ def check(arguments: Arguments) -> None:
         raise InputError(f"--plot must name a picture, {', '.join(PICTURES)}. Got {arguments.plot_file}.")
     if arguments.rows is not None and arguments.rows.suffix not in ROW_FILES:
         raise InputError(f"--rows must name a file, {' or '.join(ROW_FILES)}. Got {arguments.rows}.")
+    if arguments.html_file is not None and arguments.html_file.suffix not in PAGES:
+        raise InputError(f"--html must name a page, {', '.join(PAGES)}. Got {arguments.html_file}.")
     for path in written:
         if not path.resolve().parent.is_dir():
             raise InputError(f"The folder of a file to write must be there. Got {path}. Make {path.parent} first.")
@@ -101,6 +109,21 @@ def check(arguments: Arguments) -> None:
 def limits_of(arguments: Arguments) -> tuple[dict[str, float], dict[str, float]]:
     """The limits of the values above which, and below which, the command fails."""
     return parsed(arguments.fail_above, min), parsed(arguments.fail_below, max)
+
+
+def sizes_of(arguments: Arguments) -> Sizes | None:
+    """The sizes of the models; None without any."""
+    return parsed_sizes(arguments.size, names_of(arguments)[: len(arguments.paths) - 1])
+
+
+def names_of(arguments: Arguments) -> list[str]:
+    """Names that tell the models apart, as short as can be; the floor is the last."""
+    paths = [*arguments.paths[1:], *([arguments.floor] if arguments.floor else [])]
+    for name in (lambda path: path.stem, lambda path: path.name, str):
+        names = [name(path) or str(path) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path} ({k})" for k, path in enumerate(paths, 1)]
 
 
 def options_of(arguments: Arguments) -> Options:

@@ -167,7 +167,15 @@ def compare_command(
     ] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the report as CSV; - for the screen.")] = None,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the distributions into a .png, .svg or .pdf.")
+        Path | None,
+        typer.Option("--plot", help="Draw the distributions, or with --size these, into a .png, .svg or .pdf."),
+    ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", help="Write the report as a page of its own, with pictures and method.")
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SIZE", help="Of a model, to draw it against: int8=7.6GiB, or int8=4.5bpw."),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many samples only.")] = None,

@@ -1,19 +1,23 @@
 """`klmetric compare`: from the arguments, which have been checked, to the exit status."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from signal import default_int_handler
 from typing import Any
 
-from klmetric.command.arguments import Arguments, limits_of
+from klmetric.command.against_size import draw_against_size
+from klmetric.command.arguments import Arguments, limits_of, names_of, sizes_of
 from klmetric.command.comparison import Comparison, Task
+from klmetric.command.distributions import divergences_of, draw_distributions
 from klmetric.command.ending import BAD_INPUT, DONE, FAILED, INTERRUPTED, ctrl_c, interruptible
 from klmetric.command.kept_rows import KeptRows, kept_rows
 from klmetric.command.limits import exceeded
 from klmetric.command.measure import empty, measure_share
-from klmetric.command.opening import names_of, open_task
+from klmetric.command.opening import open_task
 from klmetric.command.output import write
-from klmetric.command.picture import picture, pyplot_for_files
+from klmetric.command.page import to_page
+from klmetric.command.picture import Draw, as_file, pyplot_for_files
 from klmetric.command.processes import merge_over_processes, processes_of_this_run
 from klmetric.command.progress import progress
 from klmetric.command.report import as_dict
@@ -35,9 +39,8 @@ def run_compare(arguments: Arguments) -> int:
 def _run(arguments: Arguments, rank: int, processes: int) -> int:
     above, below = limits_of(arguments)
     task = open_task(arguments, {**above, **below})
-    names = names_of([*arguments.paths[1:], *([arguments.floor] if arguments.floor else [])])
-    plot = arguments.plot_file
-    if plot is not None:
+    names, sizes = names_of(arguments), sizes_of(arguments)
+    if arguments.plot_file or arguments.html_file:
         pyplot_for_files()  # which may be missing
     vocabulary = None if arguments.vocab is None else open_vocabulary(arguments.vocab)
     with kept_rows(arguments.rows, task, names) as rows:
@@ -51,10 +54,20 @@ def _run(arguments: Arguments, rank: int, processes: int) -> int:
         print("Interrupted. No sample was measured.", file=sys.stderr)
         return INTERRUPTED
     faults += _look_at_worst(result, vocabulary)
-    report = as_dict(result, names, _more_options(arguments))
+    report = as_dict(result, names, _more_options(arguments), sizes)
     failed = exceeded(report, above, below)
     report["limits"] = {"above": above, "below": below, "failed": failed}
-    faults += write(arguments, report, lambda: picture(plot.suffix if plot else "", result, names, report))
+    distributions: Draw = partial(
+        draw_distributions, report=report, divergences=divergences_of(result, names), unit=result.unit
+    )
+    against_size: Draw | None = partial(draw_against_size, report=report) if sizes else None
+    suffix = arguments.plot_file.suffix if arguments.plot_file else ""
+    faults += write(
+        arguments,
+        report,
+        lambda: as_file(against_size or distributions, suffix),
+        lambda: to_page(report, distributions, against_size),
+    )
     if result.is_partial:
         print(f"Interrupted: this is of {result.samples:,} of {task.samples:,} samples.", file=sys.stderr)
     for sentence in failed:

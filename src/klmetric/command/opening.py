@@ -1,7 +1,6 @@
 """From the arguments, which have been checked, to the task: files are opened, and asked whether they go together."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -23,6 +22,8 @@ from klmetric.summary import QUANTILES
 OF_TOKENS = "--targets, a recording or a file of llama.cpp, and no --eps"
 # Of language models, also these quantiles: llama.cpp has them.
 LOWER_QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25)
+# Of models with sizes, where the band of the picture begins.
+BAND_BEGINS = 0.1
 
 
 def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
@@ -66,6 +67,7 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
     fields = _fields(arguments, reference, targets is not None, asked_for(limits))
     quantiles = {*QUANTILES, *(q for key in limits if (q := quantile_of(key)) is not None)}
     quantiles |= {*LOWER_QUANTILES} if targets is not None else set()
+    quantiles |= {BAND_BEGINS} if arguments.size else set()
     groups = arguments.groups
     labels, label_names = (None, []) if groups is None else labels_of(groups, reference, arguments.id_column)
     return Task(
@@ -137,12 +139,3 @@ def _options(arguments: Arguments, every: list[Saved]) -> Options:
         hint = looks_like(unknown)
         raise InputError(f"--input-format must say what the files hold: logits, log_probs or probs. Got none. {hint}")
     return options_of(arguments)
-
-
-def names_of(paths: list[Path]) -> list[str]:
-    """Names that tell the models apart, as short as can be."""
-    for name in (lambda path: path.stem, lambda path: path.name, str):
-        names = [name(path) or str(path) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{path} ({k})" for k, path in enumerate(paths, 1)]

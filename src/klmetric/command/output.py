@@ -24,13 +24,16 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def write(arguments: Arguments, report: dict[str, Any], draw: Callable[[], bytes]) -> list[Exception]:
+def write(
+    arguments: Arguments, report: dict[str, Any], draw: Callable[[], bytes], to_page: Callable[[], str]
+) -> list[Exception]:
     """Print and write all that can be, and return what went wrong with the rest.
 
     Args:
         arguments: where to.
         report: as plain data.
         draw: gives the picture.
+        to_page: gives the page.
     """
     faults: list[Exception] = []
     try:
@@ -54,6 +57,7 @@ def write(arguments: Arguments, report: dict[str, Any], draw: Callable[[], bytes
         (arguments.json_file, lambda: _encoded(to_json(report))),
         (arguments.csv_file, lambda: _encoded(to_csv(report))),
         (arguments.plot_file, draw),
+        (arguments.html_file, lambda: _encoded(to_page())),
     ]
     for path, content in files:
         if path is not None and str(path) != "-":

@@ -1,14 +1,33 @@
-"""The picture of a comparison: how the divergences of each model are spread over the rows."""
+"""How a picture is made a file, or a part of a page."""
 
 import io
-from collections.abc import Mapping
+import math
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
-from klmetric.command.comparison import Comparison
-from klmetric.options import unit_name
 from klmetric.saved.errors import InputError
-from klmetric.totals.histogram import Histogram
-from klmetric.totals.picture import BESIDE, bars, finish, stairs
+
+# Draws on an axis of matplotlib.
+Draw = Callable[[Any], None]
+
+# In inches: of a file, and of a part of a page, which may be read on a phone.
+SIZE, SIZE_OF_PART = (7.2, 4.5), (5.4, 4.2)
+# Text and axes, where they are to have the color of the page around them.
+_INK = "#010203"
+_IN_INK = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+# Names are no formulas.
+_STYLE = {"text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "klmetric"}
+
+_DIVERGENCES = {
+    "forward": "KL divergence",
+    "reverse": "Reverse KL divergence",
+    "jeffreys": "Jeffreys divergence",
+    "jensen_shannon": "Jensen-Shannon divergence",
+}
 
 
 def pyplot_for_files() -> Any:
@@ -23,55 +42,118 @@ def pyplot_for_files() -> Any:
         mpl.use("agg")
         from matplotlib import pyplot
     except ModuleNotFoundError as error:
-        raise InputError("--plot needs matplotlib: pip install 'klmetric[compare]'.") from error
+        raise InputError("A picture needs matplotlib: pip install 'klmetric[compare]'.") from error
     return pyplot
 
 
-def picture(suffix: str, comparison: Comparison, names: list[str], report: dict[str, Any]) -> bytes:
-    """The distributions of all models, as a file of this kind.
+def as_file(draw: Draw, suffix: str) -> bytes:
+    """The picture as a file of this kind, which is said by its suffix with the dot."""
+    return _saved(draw, SIZE, suffix.removeprefix("."), {})
+
+
+def as_part(draw: Draw, name: str, title: str, description: str) -> str:
+    """The picture as a part of a page of HTML, in whose color and font it writes.
 
     Args:
-        suffix: of the file, with its dot.
-        comparison: what was measured.
-        names: of its models.
-        report: of it, for the order of the models.
+        draw: makes it.
+        name: which no other part of the page has.
+        title: for those who cannot see it.
+        description: likewise, of what is to be seen.
     """
-    summaries = {name: measured.summary for name, measured in zip(names, comparison.models, strict=True)}
-    models = {
-        model["name"]: (summary._divergences(summary.totals), summary.compute()["mean"].item())
-        for model in report["models"]
-        for summary in [summaries[model["name"]]]
-    }
+    style = {"svg.fonttype": "none", **dict.fromkeys(_IN_INK, _INK)}
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    root = ElementTree.fromstring(_saved(draw, SIZE_OF_PART, "svg", style, metadata))
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag.endswith("}style")]:
+            parent.remove(child)  # it would be of the page
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        element.attrib.clear()
+        element.attrib.update({key: _on_page(key, value, name) for key, value in attributes.items()})
+    for size in ("width", "height"):
+        del root.attrib[size]
+    root.attrib.update({"role": "img", "aria-labelledby": f"{name}-title {name}-description"})
+    for place, (tag, text) in enumerate((("title", title), ("desc", description))):
+        element = ElementTree.Element(tag, {"id": f"{name}-{'description' if place else 'title'}"})
+        element.text = text
+        root.insert(place, element)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def title_of(report: dict[str, Any]) -> str:
+    """Which divergence it is, from what."""
+    return f"{_DIVERGENCES[report['options']['direction']]} from {printable(Path(report['reference']).name)}"
+
+
+def add_legend(ax: Any) -> None:
+    """Below the picture, which grows with it."""
+    handles, labels = ax.get_legend_handles_labels()
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    figure = ax.get_figure()
+    width, height = figure.get_size_inches()
+    columns = max(1, min(3, len(labels), int(width / (0.45 + 0.067 * longest))))
+    figure.set_size_inches(width, height - 0.4 + 0.2 * math.ceil(len(labels) / columns))
+    style = {"fontsize": "small", "frameon": False, "columnspacing": 1.2}
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, **style)
+
+
+def lines_of(text: str, length: int) -> str:
+    """A text in lines of this length, broken between words if it can be; a very long one without its middle."""
+    if len(text) > 4 * length:
+        text = f"{text[: 2 * length - 1]}…{text[-2 * length :]}"
+    lines = [""]
+    for word in re.findall(rf"[^-_. ]{{,{length - 1}}}[-_. ]|[^-_. ]{{1,{length}}}", text):
+        if len(lines[-1] + word) > length:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(lines).strip("\n")
+
+
+def ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Powers of ten between two numbers, or numbers between them where these are few; and how they are written."""
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    if last > first:
+        powers = range(first, last + 1, math.ceil((last - first + 1) / 8))
+        return [float(f"1e{k}") for k in powers], [_power(k) for k in powers]
+    some = [float(f"{m}e{k}") for k in (first - 1, first) for m in (1, 2, 5)]
+    inside = [x for x in some if low <= x <= high]
+    if len(inside) < 2:
+        inside = [float(f"{low ** (1 - share) * high**share:.4g}") for share in (0.1, 0.5, 0.9)]
+    return inside, [f"{x:g}" for x in inside]
+
+
+def _power(k: int) -> str:
+    return f"{10.0**k:g}" if -2 <= k <= 2 else "10" + str(k).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def printable(name: str) -> str:
+    """A name of a file, which may hold anything, as something that can be drawn, and stand in XML."""
+    name = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+    return f" {name}" if name.startswith("_") else name  # which matplotlib would leave out of a legend
+
+
+def _saved(
+    draw: Draw, size: tuple[float, float], kind: str, style: dict[str, Any], metadata: dict[str, Any] | None = None
+) -> bytes:
     pyplot, file = pyplot_for_files(), io.BytesIO()
-    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    _draw(axis, models, comparison.unit, unit_name(comparison.task.base))
-    figure.savefig(file, dpi=150, format=suffix.removeprefix("."))
-    pyplot.close(figure)
+    with pyplot.rc_context({**_STYLE, **style}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn
+        figure, axis = pyplot.subplots(figsize=size, layout="constrained")
+        try:
+            draw(axis)
+            figure.savefig(file, dpi=150, format=kind, metadata=metadata, transparent=metadata is not None)
+        finally:
+            pyplot.close(figure)
     return file.getvalue()
 
 
-def _draw(ax: Any, models: Mapping[str, tuple[Histogram, float]], unit: float, unit_name: str) -> None:
-    """Draw the distributions of several models as outlines over one another, with their means.
-
-    Args:
-        ax: a matplotlib axis.
-        models: the divergences of the rows and their mean in `unit`, by name.
-        unit: in nats.
-        unit_name: its name.
-    """
-    for k, (name, (divergences, mean)) in enumerate(models.items()):
-        counts = divergences.counts
-        n, color = counts.sum().item(), f"C{k % 10}"
-        beside = [f"{100 * counts[i].item() / n:.3g} % are {what}" for what, i in BESIDE.items() if n and counts[i]]
-        name = name.replace("$", r"\$")  # which would begin a formula
-        name = f" {name}" if name.startswith("_") else name  # which would hide it
-        label = "; ".join([f"{name}: mean = {mean:.3g}", *beside])
-        if counts[1:-1].sum():
-            edges, numbers = bars(divergences)
-            stairs(ax, edges / unit, 100 * numbers / n, color=color, linewidth=1.5, label=label)
-        else:
-            ax.plot([], [], color=color, label=label)
-        if 0 < mean < float("inf"):
-            ax.axvline(mean, color=color, linestyle="--", linewidth=1)
-    finish(ax, unit_name)
-    ax.legend(fontsize="small")
+def _on_page(key: str, value: str, name: str) -> str:
+    """An attribute, where other pictures stand on the same page."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":
+        return value.replace("#", f"#{name}-")
+    if key == "style":
+        value = re.sub(r"font-family: [^;]*;? ?", "", value)
+    return value.replace("url(#", f"url(#{name}-").replace(_INK, "currentColor")

@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from klmetric.command.comparison import Comparison, Measured
+from klmetric.command.sizes import Sizes
 from klmetric.options import unit_name
 from klmetric.rows.fields import OF_CLASSES
 from klmetric.saved.array import Saved
@@ -21,13 +22,14 @@ Value = dict[str, Any]
 _ID = re.compile(r"(.*[_ ])?(id|uuid|key|index)", re.IGNORECASE)
 
 
-def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Value:
+def as_dict(comparison: Comparison, names: list[str], more_options: Value, sizes: Sizes | None) -> Value:
     """The report as plain data, the models sorted by their means.
 
     Args:
         comparison: what was measured.
         names: of the models.
         more_options: to name among the options.
+        sizes: of the models, but for the floor.
     """
     task = comparison.task
     values = [_all_values_of(comparison, measured) for measured in comparison.models]
@@ -43,6 +45,7 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
             "name": names[k],
             "path": measured.saved.name,
             **_source(measured.saved),
+            **({"size": sizes.of[names[k]]} if sizes and k != floor else {}),
             **values[k],
             **{key: _difference(comparison, k, other, names) for key, other in others.items()},
             **_storage_error(comparison, measured),
@@ -60,6 +63,7 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value) -> Va
         "unit": unit_name(task.base),
         "samples": comparison.samples,
         "classes": task.classes or task.reference.classes,
+        **({"size_unit": sizes.unit} if sizes else {}),
         **_source(task.reference),
         "partial": comparison.is_partial,
         "options": {

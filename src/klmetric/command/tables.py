@@ -15,7 +15,7 @@ SAMPLE = "sample"
 BEFORE = 24
 
 # Of a model, what is no line of the first table; nor is what consists of parts.
-_SKIPPED = ("name", "path", "columns", "unused_ids", "same_arrays", "low", "high")
+_SKIPPED = ("name", "path", "columns", "size", "unused_ids", "same_arrays", "low", "high")
 # The lines of the other tables: what, where it is in the report, and by what it is multiplied.
 _PERPLEXITY = [
     ("perplexity of the reference", "perplexity.reference", 1),
@@ -101,10 +101,11 @@ def _label(key: str) -> str:
 
 def sections_of(report: Value) -> list[tuple[str, list[str], Lines]]:
     """Every table: its title, its head and its lines."""
-    models, names = _columns(report)
+    models, names = columns_of(report)
     unit = report["unit"]
     title = f"KL divergence from {report['reference']} ({unit})"
-    sections = [(title, ["", *names], [[label, *cells] for label, cells in _cells(models)])]
+    sizes = _lines(models, [(f"size ({report.get('size_unit')})", "size", 1)])
+    sections = [(title, ["", *names], sizes + [[label, *cells] for label, cells in _cells(models)])]
     for title, wanted in (
         ("Perplexity of the targets", _PERPLEXITY),
         ("Δp: the probability of the target, less that in the reference (%)", _DELTA_P),
@@ -154,7 +155,7 @@ def _class(value: Value) -> str:
     return repr(value["text"]) if "text" in value else str(value["class"])
 
 
-def _columns(report: Value) -> tuple[list[Value], list[str]]:
+def columns_of(report: Value) -> tuple[list[Value], list[str]]:
     """The models and their names, the floor last."""
     models, names = report["models"], [model["name"] for model in report["models"]]
     return ([*models, report["floor"]], [*names, "floor"]) if "floor" in report else (models, names)
@@ -162,7 +163,7 @@ def _columns(report: Value) -> tuple[list[Value], list[str]]:
 
 def notes_of(report: Value) -> list[str]:
     """What is to be said to the tables."""
-    columns, _ = _columns(report)
+    columns, _ = columns_of(report)
     both = [(report["reference"], report), *((model["path"], model) for model in columns)]
     sources = [f"{one['columns']} of {path}" for path, one in both if "columns" in one]
     notes = [f"{report['classes']:,} classes{': ' if sources else ''}{'; '.join(sources)}."]
