@@ -83,14 +83,17 @@ def statistics(
     if native.serves(p, q) and set(ks) <= set(native.TOP):
         of_rows, same = native.statistics(p, q, formats, temperature, measures)
         return Statistics._make([*of_rows, same[..., [native.TOP.index(k) for k in ks]]])
-    shape, found = p.shape[:-1], []
-    size = max(1, (BLOCK if p.is_cpu else MOST) // p.shape[-1])
-    for x, y in blocks(size, p, q):
-        numbers = _of_block(_logits(x, formats[0]), _logits(y, formats[1]), temperature)
-        found.append((*numbers, _same_order(x, y, ks) & ~numbers[0].isnan().unsqueeze(-1)))
-    *columns, agree = (torch.cat(parts) for parts in zip(*found, strict=True))
+    # Made at once: many small results would lie between the blocks in memory, and let none of it be used again.
+    shape = p.shape[:-1]
+    numbers = [torch.empty(shape, dtype=torch.float64, device=p.device) for _ in Statistics._fields[1:-1]]
+    agree = torch.empty(len(ks), *shape, dtype=torch.bool, device=p.device)
+    for x, y, *targets in blocks(max(1, (BLOCK if p.is_cpu else MOST) // p.shape[-1]), p, q, *numbers, *agree):
+        found = _of_block(_logits(x, formats[0]), _logits(y, formats[1]), temperature)
+        same = _same_order(x, y, ks) & ~found[0].isnan().unsqueeze(-1)
+        for target, value in zip(targets, (*found, *same.unbind(-1)), strict=True):
+            target.copy_(value)
     kl = plain_in_blocks(p, q, Options(formats, temperature=temperature)) if kl is None else kl
-    return Statistics._make([kl, *(column.view(shape) for column in columns), agree.view(*shape, len(ks))])
+    return Statistics._make([kl, *numbers, agree.movedim(0, -1)])
 
 
 def _logits(x: Tensor, input_format: str) -> Tensor:
