@@ -94,5 +94,11 @@ EXPORT void JOIN(klmetric_statistics_, LEVEL)(const Job &plan, const void *p, co
   Job job = job_of(plan, p, q);
   Scale scale(job.temperature);
   Scratch scratch;
-  for (int64_t r = start; r < stop; r++) out[r] = statistics_of(job, r, scale, scratch, measures, agrees + SIZES_OF_TOP * r);
+  for (int64_t r = start; r < stop; r += GROUP) {
+    int n = stop - r < GROUP ? int(stop - r) : GROUP;
+    alignas(64) double kl[GROUP];
+    bool same[GROUP];
+    if (job.classes <= FEW) group_of_rows(job, job.p, job.q, r, n, scale, kl, same);
+    for (int64_t i = r; i < r + n; i++) out[i] = statistics_of(job, i, scale, scratch, measures, kl[i - r], agrees + SIZES_OF_TOP * i);
+  }
 }

@@ -1,9 +1,11 @@
 // What else tells two rows apart: a second look at their blocks, once their masses are known.
 //
-// With M = (p + q) / 2, r = (q - p) / (p + q) and psi(u) = u - log(1 + u), class by class:
-//     KL(q || p) = sum M (2 r^2 - (1 + r) (psi(r) - psi(-r))),
-//     Jensen-Shannon = 1/2 sum M (2 r^2 - (1 + r) psi(r) - (1 - r) psi(-r)), total variation = sum M |r|.
-// They are q log(q/p) + p - q and so on, written so that near r = 0 only a bit is lost to a difference.
+// With t = log(q / p), b the larger of p and q, s = -|t|, e = e^s - 1, phi(s) = e - s and psi(u) = u - log(1 + u), a class
+// adds b times this:
+//     to KL(q || p): phi(s) where q is the larger, else s e - phi(s) = s e^s - e,
+//     to twice Jensen-Shannon: (s e - phi(s)) - e^2 / 2 + (2 + e) psi(e / 2), to twice the total variation: -e.
+// They are q log(q/p) + p - q and so on, written so that near t = 0 only two bits are lost to a difference, and nothing
+// overflows however far p and q are apart.
 #pragma once
 #include "rows.h"
 
@@ -59,15 +61,31 @@ struct Ranking {
 };
 
 constexpr float ATANH_NEAR[] = {1.f / 3, 1.f / 5, 1.f / 7, 1.f / 9}, BOTH_NEAR[] = {1.f, 1.f / 6, 1.f / 15, 1.f / 28};
+constexpr float LEAST_S = -80; // under which e^s is nothing beside 1
+// e^s, e^s - 1 and phi(s), each with all its digits, for LEAST_S <= s <= 0.
+template <class V> struct Powers { V exp, less_1, phi; };
+INLINE Powers<F> powers(F s) { // as phi does it
+  F shifted = fma(s, LOG2E, WHOLE), k = shifted - WHOLE, r = fma(k, -LN2_REST, fma(k, -LN2, s));
+  F scale = (F)(((I)shifted << 23) + ONE), d = scale - 1.f, rest = r * r * polynomial(G, r), e = r + rest;
+  F far = fma(d, r, fma(k, -LN2_REST, fma(k, -LN2, d)));
+  return {fma(scale, e, scale), fma(scale, e, d), fma(scale, rest, far)};
+}
+INLINE Powers<D> powers(D s) {
+  D e = exp(s), near = s * s * polynomial(G_D, s);
+  L is_near = s > -NEAR_D;
+  return {e, is_near ? s + near : e - 1, is_near ? near : e - 1 - s};
+}
 template <class V> struct Terms {
   V reverse{}, jensen_shannon{}, total_variation{};
-  // p, q and q - p, which near p = q has more digits than their difference; log(q / p), for p that is nearly 0.
-  INLINE void add(V p, V q, V d, V log_ratio) {
-    V both = p + q, inverse = both > 0 ? 1 / both : V{}, r = d * inverse, up = 2 * q * inverse, down = 2 * p * inverse;
-    V a = q > 0 ? psi(r, up) : V{}, b = p > 0 ? psi(-r, down) : V{};
-    V far = log_ratio < D_INF ? q * (log_ratio - 1) + p : V{};
-    reverse += down > TINY ? both * (r * r - (up / 2) * (a - b)) : q > 0 ? far : V{};
-    jensen_shannon += both * ((2 * r * r - up * a) - down * b), total_variation += d > 0 ? d : -d;
+  // Of b and t, which is infinite where p or q is 0.
+  INLINE void add(V b, V t) {
+    auto up = t > 0;
+    V exact = up ? -t : t, s = exact > LEAST_S ? exact : V{} + LEAST_S, half;
+    Powers<V> power = powers(s);
+    V e = power.less_1, f = power.phi, se = s > -1 ? s * e - f : s * power.exp - e;
+    V beyond = exact > LEAST_S ? V{} : exact > V{} - INF ? s - exact : -f; // where p is 0, KL(q || p) is not finite
+    half = e / 2, reverse += b * (up ? f + beyond : se), total_variation -= b * e;
+    jensen_shannon += (b + b) * ((se - e * half) + (2 + e) * psi(half, 1 + half)); // four times it
   }
   // Of p and t = log(q / p), |t| <= NEAR: the series of all three in r = tanh(t / 2).
   INLINE void add_near(V p, V t) {
@@ -85,8 +103,13 @@ template <class V> struct Terms {
 // Of one block, with what two rows come to as a whole: log mass of p, that of q less that of p, and 1/T.
 struct Whole { double log_mass, apart, tau; };
 
-// Of logits in float, where no p is so small beside its q that float does not hold their quotient. `lost` is the largest
-// logit of q of the classes without p.
+// t of logits x and y where both are, else whichever infinity, or 0, says which is not.
+template <class V, class T> INLINE V log_ratio(V x, V y, V t) {
+  V none = V{} - T(INF);
+  return x > none ? (y > none ? t : none) : y > none ? -none : V{};
+}
+
+// Of logits in float. `lost` is the largest logit of q of the classes without p.
 APART bool terms_in_float(const Floats &block, const Scale &s, const Whole &row, Terms<F> &terms, F &lost) {
   float top_p = float(row.log_mass / row.tau), top_q = float((row.log_mass + row.apart) / row.tau);
   if (!(top_p > -s.reach && top_p < s.reach && top_q > -s.reach && top_q < s.reach)) return false;
@@ -95,27 +118,24 @@ APART bool terms_in_float(const Floats &block, const Scale &s, const Whole &row,
   F of_q = all(float(exp(D{} + (base_q.k[0] * LN2_D - row.log_mass - row.apart))[0]));
   double apart = row.apart / row.tau;
   F shift = all(float(apart)), rest = all(float(apart - double(float(apart))));
-  I fit = ~I{};
   each(block, [&](F x, F y, int i, int) EACH {
-    F p = exp(x, s, base) * of_p, d = y - x, t = ((d - shift) + (lost_in(d, y, x) - rest)) * s.factor;
+    F d = y - x, t = ((d - shift) + (lost_in(d, y, x) - rest)) * s.factor;
     ahead(block, i);
-    if (!any(~((t < NEAR) & (t > -NEAR)))) return terms.add_near(p, t);
-    F q = exp(y, s, base_q) * of_q;
-    I is_p = x > none, near = (t < 1.f) & (t > -1.f);
-    F t_near = near ? t : F{};
-    terms.add(p, q, near ? p * (t_near + phi(t_near)) : q - p, t);
-    lost = larger(is_p ? none : y, lost), fit &= ~is_p | (p >= q * TINY);
+    if (!any(~((t < NEAR) & (t > -NEAR)))) return terms.add_near(exp(x, s, base) * of_p, t);
+    t = log_ratio<F, float>(x, y, t);
+    Exponential larger_one = base;
+    I up = t > 0.f;
+    larger_one.under = up ? base_q.under : base.under, larger_one.k = up ? base_q.k : base.k;
+    terms.add(exp(up ? y : x, s, larger_one) * (up ? of_q : of_p), t);
+    lost = larger(x > none ? none : y, lost);
   });
-  return !any(~fit);
+  return true;
 }
 APART void terms_in_double(const double *a, const double *b, int n, const Whole &row, Terms<D> &terms, D &lost) {
   each<DOUBLES>(n, [&](int i, int) EACH {
     D x = load<D>(a + i), y = load<D>(b + i), d = y - x, none = D{} - D_INF;
-    D p = exp(x * row.tau - row.log_mass), q = exp((y * row.tau - row.log_mass) - row.apart);
-    D t = (d * row.tau - row.apart) + lost_in(d, y, x) * row.tau;
-    L near = (t < NEAR_D) & (t > -NEAR_D);
-    D t_near = near ? t : D{};
-    terms.add(p, q, near ? p * (t_near + t_near * t_near * polynomial(G_D, t_near)) : q - p, t);
+    D t = log_ratio<D, double>(x, y, (d * row.tau - row.apart) + lost_in(d, y, x) * row.tau);
+    terms.add(exp(t > 0. ? (y * row.tau - row.log_mass) - row.apart : x * row.tau - row.log_mass), t);
     lost = larger(x > none ? none : y, lost);
   });
 }
@@ -149,21 +169,19 @@ void measures_of(const Job &job, Row p, Row q, const Whole &row, const Scale &sc
   for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = first.agrees(second, TOP[i]);
 }
 
-// Of row r; without `measures`, only what the divergence itself takes: the others are NaN.
-Statistics statistics_of(const Job &job, int64_t r, const Scale &scale, Scratch &k, bool measures, bool *agrees) {
-  double kl[GROUP];
-  bool same[GROUP];
+// Of row r; without `measures`, only what the divergence itself takes: the others are NaN. Where classes are few, `kl` is
+// known: it has the bits there that it has elsewhere.
+Statistics statistics_of(const Job &job, int64_t r, const Scale &scale, Scratch &k, bool measures, double kl, bool *agrees) {
   Row p{&job.p, start_of(job, job.p, r)}, q{&job.q, start_of(job, job.q, r)};
   Leader leaders[2];
   Part part = part_of_row(job, p, q, scale, k, leaders);
-  if (job.classes <= FEW) group_of_rows(job, job.p, job.q, r, 1, scale, kl, same); // the bits that it has elsewhere
-  else finish(&part, 1, kl);
+  if (job.classes > FEW) finish(&part, 1, &kl);
   for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = false;
-  if (*kl != *kl) return {D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN};
+  if (kl != kl) return {D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN};
   Whole row{part.top + log(part.mass), part.centre + log(part.ratio) + log1p(part.sum) + part.extra, scale.tau};
   double largest = job.p.format == PROBS ? log(leaders[0].value) : leaders[0].value;
   double confidence = exp(D{} + (largest * scale.tau - row.log_mass))[0];
-  Statistics s{*kl, D_NAN, D_NAN, D_NAN, row.log_mass, row.log_mass + row.apart, confidence};
+  Statistics s{kl, D_NAN, D_NAN, D_NAN, row.log_mass, row.log_mass + row.apart, confidence};
   agrees[0] = leaders[0].place == leaders[1].place;
   if (!measures) return s;
   s.reverse = s.jensen_shannon = s.total_variation = 0;
