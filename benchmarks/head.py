@@ -1,4 +1,7 @@
-"""What do rows cost that are made of hidden states and a head, beside the two products of matrices alone?"""
+"""What do rows cost that are made of hidden states and a head, beside the two products of matrices alone?
+
+By `klmetric compare`, from recordings; and by the metric, given a `Head`.
+"""
 
 import argparse
 import ctypes
@@ -15,8 +18,10 @@ import torch
 from memory import peak
 from safetensors.torch import load_file, save_file
 from side_by_side import report, table
+from torch import Tensor
 from torch.nn.functional import linear
 
+from klmetric import Head, KLDivergence
 from klmetric.command.arguments import Arguments
 from klmetric.command.cli import compare_command
 from klmetric.command.comparison import Task
@@ -49,11 +54,15 @@ def write(folder: Path, windows: int) -> None:
             save_file({"hidden": x.contiguous()}, place / f"hidden-{k:05}-of-{len(shards):05}.safetensors")
 
 
-def products(folder: Path) -> Callable[[], object]:
-    """The products of a turn alone: of hidden states and heads that are in memory, a window at a time."""
+def in_memory(folder: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """The hidden states of all windows, and the heads."""
     heads = [load_file(folder / name / HEAD)["weight"] for name in "pq"]
-    shards = [load_file(next((folder / name).glob("hidden-00001-*")))["hidden"] for name in "pq"]
-    hidden = [x[:TURN].clone() for x in shards]
+    shards = [[load_file(file)["hidden"] for file in sorted((folder / name).glob("hidden-*"))] for name in "pq"]
+    return [torch.cat(each) for each in shards], heads
+
+
+def products(hidden: list[Tensor], heads: list[Tensor]) -> Callable[[], object]:
+    """The products of a turn alone: of hidden states and heads that are in memory, a window at a time."""
 
     def call() -> None:
         # In one product of all windows, more time goes to memory that is new to the process.
@@ -76,6 +85,20 @@ def whole(task: Task) -> Callable[[], object]:
     return lambda: measure_share(empty(task), 0, 1, lambda rows: None, lambda: False)
 
 
+def update(hidden: list[Tensor], heads: list[Tensor]) -> Callable[[], object]:
+    """One update of the metric."""
+    return lambda: KLDivergence().update(*(Head(x, head) for x, head in zip(hidden, heads, strict=True)))
+
+
+def most_memory(call: Callable[[], object]) -> float:
+    """MiB at the peak of a call, beyond what was there before."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = peak()
+    call()
+    return (peak() - before) / 1024
+
+
 def seconds(call: Callable[[], object]) -> float:
     """Of one call."""
     start = time.perf_counter()
@@ -94,23 +117,26 @@ def main() -> None:
         task = task_of(Path(folder) / "p", Path(folder) / "q")
         for saved in (task.reference, *task.models):
             saved.read(0, 1)  # the heads are mapped, and their pages counted
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = peak()
-        whole(task)()
-        memory = (peak() - before) / 1024
-        both = products(Path(folder)), whole(replace(task, samples=TURN))
-        times = [[*map(seconds, both)] for _ in range(ROUNDS // (2 if is_quick else 1))]
-    theirs, ours = (statistics.median(values) for values in zip(*times, strict=True))
-    ratio = statistics.median(b / a for a, b in times)
+        hidden, heads = in_memory(Path(folder))
+        for head in heads:
+            head.sum()
+        memory = [most_memory(call) for call in (whole(task), update(hidden, heads))]
+        few = [x[:TURN] for x in hidden]
+        all_three = products(few, heads), whole(replace(task, samples=TURN)), update(few, heads)
+        times = [[*map(seconds, all_three)] for _ in range(ROUNDS // (2 if is_quick else 1))]
+    theirs, *ours = (statistics.median(values) for values in zip(*times, strict=True))
+    ratios = [statistics.median(each[k] / each[0] for each in times) for k in (1, 2)]
     rows = TURN * (WINDOW - 1)
     what = f"{windows * (WINDOW - 1):,} positions x {CLASSES:,} classes, width {WIDTH:,}"
     lines = [
         ["the two products alone", f"{1e3 * theirs / rows:.2f}", "1.00", ""],
-        ["klmetric compare", f"{1e3 * ours / rows:.2f}", f"{ratio:.2f}", f"{memory:.0f}"],
+        *(
+            [name, f"{1e3 * x / rows:.2f}", f"{ratio:.2f}", f"{mib:.0f}"]
+            for name, x, ratio, mib in zip(("klmetric compare", "an update"), ours, ratios, memory, strict=True)
+        ),
     ]
     text = table([what, "ms a position", "of the products", "MiB beyond the heads"], lines)
-    report("Hidden states and a head", text, {"seconds": times, "ratio": ratio, "peak_mib": memory})
+    report("Hidden states and a head", text, {"seconds": times, "ratios": ratios, "peak_mib": memory})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ ROOMS = {
     "totals": {"rows", "arithmetic", "options"},
     "accumulate": {"totals", "rows", "arithmetic", "options"},
     "top": {"accumulate", "totals", "rows", "arithmetic", "options", "command"},  # `__main__` starts the command
-    "saved": {"options"},
+    "saved": {"arithmetic", "options"},
     "lightning": {"top", "accumulate", "rows", "options"},
     "command": {"lightning", "top", "saved", "accumulate", "totals", "rows", "arithmetic", "options"},
 }

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_public_names():
     assert sorted(klmetric.__all__) == [
-        *("KLDivergence", "KLDivergenceEstimate", "KLDivergenceSummary", "__version__", "kl_divergence")
+        *("Head", "KLDivergence", "KLDivergenceEstimate", "KLDivergenceSummary", "__version__", "kl_divergence")
     ]
     assert all(hasattr(klmetric, name) for name in klmetric.__all__)
     assert klmetric.__version__ == version("klmetric")

@@ -8,11 +8,13 @@ if TYPE_CHECKING:
     from klmetric.estimate import KLDivergenceEstimate
     from klmetric.functional import kl_divergence
     from klmetric.metric import KLDivergence
+    from klmetric.rows.head import Head
     from klmetric.summary import KLDivergenceSummary
 else:
     # Imported when they are asked for: the command answers to its arguments without torch, which takes seconds. Hidden
     # from type checkers, which would take any name for one of these.
     _HOMES = {
+        "Head": "rows.head",
         "KLDivergence": "metric",
         "KLDivergenceEstimate": "estimate",
         "KLDivergenceSummary": "summary",
@@ -35,4 +37,4 @@ else:
         return sorted({*globals(), *_HOMES, *_MODULES})
 
 
-__all__ = ["KLDivergence", "KLDivergenceEstimate", "KLDivergenceSummary", "__version__", "kl_divergence"]
+__all__ = ["Head", "KLDivergence", "KLDivergenceEstimate", "KLDivergenceSummary", "__version__", "kl_divergence"]

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from klmetric.arithmetic.tracing import may_look
 from klmetric.options import (
@@ -45,7 +44,7 @@ def kl_divergence(
 
     Args:
         p: the reference (data, teacher), shape (N, ..., classes), where a lone (classes,) is one row; or a
-            `torch.distributions.Distribution`, one row per batch element.
+            `torch.distributions.Distribution`, one row per batch element; or a `klmetric.Head`, which makes logits.
         q: the approximation (prediction, student), like `p`.
         log_prob: True is the old spelling of `input_format="log_probs"`.
         reduction: `"mean"` over rows, weighted; `"sum"`; `"batchmean"`, the sum over the number of samples (the length
@@ -103,7 +102,7 @@ def kl_divergence(
     numbers = sums.tolist() if rows.totals is not None or may_look(sums) else []
     if numbers:
         vector.check_weights(numbers)
-        vector.warn_of_invalid(numbers, options, stacklevel=2, of_distributions=isinstance(p, Distribution))
+        vector.warn_of_invalid(numbers, options, stacklevel=2, of_distributions=not isinstance(p, Tensor))
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out
         return torch.where(left_out, 0, rows.kl).to(rows.dtype) / unit

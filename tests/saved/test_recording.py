@@ -21,9 +21,9 @@ from transformers import (
     PhiConfig,
 )
 
+from klmetric.arithmetic import projection
 from klmetric.command import measure
 from klmetric.saved.array import Choice
-from klmetric.saved.formats import recording
 from klmetric.saved.open import open_saved
 
 SIZES = language_models.SIZES
@@ -247,10 +247,10 @@ def test_no_recording(here, tmp_path, content, text):
 def test_few_rows_at_once(here, monkeypatch):
     """As many logits as fit a block, whatever the rows; and a report that does not depend on that."""
     whole = report_of(here / "full", here / "int8", formats=None)
-    monkeypatch.setattr(recording, "BLOCK", 2**17)
+    monkeypatch.setattr(projection, "BLOCK", 2**17)
     read = []
-    head = recording.Head.__call__
-    monkeypatch.setattr(recording.Head, "__call__", lambda self, x: read.append(len(x)) or head(self, x))
+    head = projection.Projection.__call__
+    monkeypatch.setattr(projection.Projection, "__call__", lambda self, x: read.append(len(x)) or head(self, x))
     rows = open_saved(here / "full", Choice()).at_once
     assert rows == 2**17 // (4 * (language_models.CLASSES + 48))
     again = report_of(here / "full", here / "int8", formats=None)
@@ -267,7 +267,7 @@ def test_all_threads_multiply_together(here, monkeypatch):
     threads = []
     monkeypatch.setattr(measure.torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(measure.torch, "set_num_threads", threads.append)
-    monkeypatch.setattr(recording, "BLOCK", 2**17)
+    monkeypatch.setattr(projection, "BLOCK", 2**17)
     report_of(here / "full", here / "int8", formats=None)
     assert threads == [3]
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.nn import Module
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
@@ -36,7 +35,7 @@ class Accumulator(Loadable, Synced):
     _asked: Totals | None = vector.ASKED
     # What else to ask of each row, by the names of `klmetric.rows.fields`.
     _fields: tuple[str, ...] = ()
-    # What the last batch was: a warning about its rows depends on it.
+    # Whether p of the last batch was no tensor: a warning about its rows depends on it.
     _of_distributions = False
 
     def __init__(self, options: Options, base: float | None, keeps_rows: bool = False, **kwargs: Any) -> None:
@@ -82,7 +81,7 @@ class Accumulator(Loadable, Synced):
         """Add a batch.
 
         Args:
-            p: the reference, shape (N, ..., classes), or a `torch.distributions.Distribution`.
+            p: the reference, shape (N, ..., classes), or a `torch.distributions.Distribution`, or a `klmetric.Head`.
             q: the approximation, like `p`.
             weight: bool or non-negative, its shape a prefix of the batch shape (N, ...); there, or on the CPU.
             targets: integers of the batch shape, the class that came true in each row: one of `ignore_index` does not
@@ -147,7 +146,7 @@ class Accumulator(Loadable, Synced):
                 " `sync_context`, or call `unsync`, first."
             )
         rows = self._rows(p, q, weight, targets, before if self.totals.is_cpu else None)
-        if self._of_distributions != isinstance(p, Distribution):  # a module takes long to set anything
+        if self._of_distributions is isinstance(p, Tensor):  # a module takes long to set anything
             self._of_distributions = not self._of_distributions
         totals = self._of_batch(rows)
         if totals.device != self.totals.device:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from klmetric.arithmetic.projection import Projection
 from klmetric.saved.errors import InputError
-from klmetric.saved.formats.recording import Head
 
 # Tokens that the head is tried on.
 TRIED = 64
@@ -122,7 +122,7 @@ def logits(model: Any, tokens: Tensor) -> Tensor:
     return x
 
 
-def head_of(model: Any, tokens: Tensor) -> Head | None:
+def head_of(model: Any, tokens: Tensor) -> Projection | None:
     """What makes the model's logits of its hidden states, if a linear head does: it is tried on some tokens."""
     layer = model.get_output_embeddings()
     if type(layer) is not nn.Linear:
@@ -137,7 +137,7 @@ def head_of(model: Any, tokens: Tensor) -> Head | None:
     assert weight is not None
     config = model.config.get_text_config()
     for scale in _scales(config):
-        head = Head(weight, bias, scale, getattr(config, "final_logit_softcapping", None))
+        head = Projection(weight, bias, scale, getattr(config, "final_logit_softcapping", None))
         if bool(((head(hidden.cpu()) - wanted).abs() <= bound).all()):
             return head
     return None

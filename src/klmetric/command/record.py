@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from klmetric.arithmetic.projection import Projection
 from klmetric.command.ending import DONE, INTERRUPTED, interruptible
 from klmetric.command.language_model import (
     fingerprint,
@@ -35,7 +36,7 @@ from klmetric.command.language_model import (
 )
 from klmetric.command.progress import progress
 from klmetric.saved.errors import InputError
-from klmetric.saved.formats.recording import HEAD, SCHEMA, TOKENS, Head, shards_of
+from klmetric.saved.formats.recording import HEAD, SCHEMA, TOKENS, shards_of
 from klmetric.saved.names import RECORDING
 
 # Tokens in a window where nothing else is asked for: as many as llama.cpp takes.
@@ -127,7 +128,7 @@ def _text(request: Request, tokenizer: Any, config: Any) -> tuple[Tensor, int, d
     return tokens, left_out, about
 
 
-def _rows(model: Any, head: Head | None, tokens: Tensor, batch: int) -> dict[str, Any]:
+def _rows(model: Any, head: Projection | None, tokens: Tensor, batch: int) -> dict[str, Any]:
     """What is to be said of the rows."""
     one = (logits if head is None else hidden_states)(model, tokens[:1, :1])
     of_a_window = (tokens.shape[1] - 1) * one.nbytes
@@ -143,7 +144,7 @@ def _rows(model: Any, head: Head | None, tokens: Tensor, batch: int) -> dict[str
     }
 
 
-def _begin(out: Path, about: dict[str, Any], tokens: Tensor, head: Head | None) -> None:
+def _begin(out: Path, about: dict[str, Any], tokens: Tensor, head: Projection | None) -> None:
     """Make the files that are not of rows, if they are not there."""
     _check_there_is_room(out, about["bytes"])
     files = {TOKENS: {"tokens": tokens}}

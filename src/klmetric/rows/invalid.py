@@ -1,6 +1,7 @@
 """Rows that are no distributions, and what is said of them."""
 
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -8,8 +9,11 @@ from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Format, Options
 from klmetric.rows.rows import Rows
 
+if TYPE_CHECKING:
+    from klmetric.rows.head import Head
 
-def check_rows(rows: Rows, inputs: tuple[Tensor, Tensor] | None, options: Options) -> None:
+
+def check_rows(rows: Rows, inputs: "tuple[Tensor | Head, Tensor | Head] | None", options: Options) -> None:
     """With nan_strategy="error", raise if a row that counts is no pair of distributions."""
     if options.nan_strategy != "error":
         return

@@ -15,12 +15,13 @@ from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Options
 from klmetric.rows.distributions import CATEGORICAL, kl_of_distributions, tensors_of
 from klmetric.rows.fields import OF_TARGETS, fields_of
+from klmetric.rows.head import Head, as_logits, measure_in_blocks, stand_in
 from klmetric.rows.invalid import check_rows
 from klmetric.rows.rows import Rows
 from klmetric.rows.targets import check_targets
 from klmetric.rows.tensors import check_tensors, first_classes, warn_of_one_class, weight_of_rows
 
-Input: TypeAlias = Tensor | Distribution
+Input: TypeAlias = Tensor | Distribution | Head
 
 
 def measure(
@@ -47,6 +48,8 @@ def measure(
         targets: the class that came true in each row, or `options.ignore_index` where the row does not count.
         fields: what else to ask of each row, by the names of `klmetric.rows.fields`.
     """
+    if isinstance(p, Head) or isinstance(q, Head):
+        return _measure_heads(p, q, weight, options, agrees, targets, fields)
     is_of_tensors = isinstance(p, Tensor)
     if isinstance(p, Distribution) and isinstance(q, Distribution):
         if not (isinstance(p, CATEGORICAL) and isinstance(q, CATEGORICAL)):
@@ -85,6 +88,40 @@ def measure(
         rows = Rows(measured.kl, weight, measured.agrees, result_dtype(p, q), measured.totals)
     check_rows(rows, (p, q), options)
     return _without_gradient_of_left_out(rows, p, q, options)
+
+
+def _measure_heads(
+    p: Input,
+    q: Input,
+    weight: Tensor | None,
+    options: Options,
+    agrees: bool,
+    targets: Tensor | None,
+    fields: tuple[str, ...],
+) -> Rows:
+    """The same of logits that are made as they are measured, on one side at least."""
+    a, b, options = as_logits(p, q, options)
+    like = stand_in(a)
+    check_tensors(like, stand_in(b), -1)
+    if weight is not None:
+        weight = weight_of_rows(weight, like.shape[:-1], like.device)
+    if targets is not None:
+        targets, weight = check_targets(targets, like, weight, options)
+
+    def of_block(p: Tensor, q: Tensor, targets: Tensor | None) -> Rows:
+        if fields:
+            return _with_fields(fields, p.detach(), q.detach(), None, targets, options)
+        measured = measure_rows(p, q, options, agrees=agrees)
+        return Rows(measured.kl, None, measured.agrees, result_dtype(p, q))
+
+    rows = measure_in_blocks(a, b, weight, targets, of_block)
+    check_rows(rows, (a, b), options)
+    if rows.kl.requires_grad and options.nan_strategy == "ignore" and bool((invalid := rows.kl.isnan()).any()):
+        # A row that is left out sends no NaN back only if it was never there.
+        counts = ~invalid if weight is None else weight.masked_fill(invalid, 0)
+        again = measure_in_blocks(a, b, counts, targets, of_block)
+        rows = rows._replace(kl=again.kl.masked_fill(invalid, math.nan))
+    return rows
 
 
 def _with_fields(

@@ -12,15 +12,14 @@ The positions of a window are those whose next token stands in it: all but the l
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from json import loads
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
 
+from klmetric.arithmetic.projection import Projection, rows_at_once
 from klmetric.saved.array import Choice, Saved
 from klmetric.saved.errors import InputError
 from klmetric.saved.formats.safetensors import open_safetensors
@@ -28,33 +27,6 @@ from klmetric.saved.joined import joined
 
 SCHEMA = 1
 TOKENS, HEAD = "tokens.safetensors", "head.safetensors"
-# Bytes of logits that are computed at once. The head is read from memory for each of these blocks, so they must not be
-# small; and of three files, the reference and two models, one is held while the next is computed.
-BLOCK = 2**26
-
-
-@dataclass(frozen=True)
-class Head:
-    """From hidden states to logits.
-
-    Attributes:
-        weight: shape (classes, width).
-        bias: shape (classes,).
-        scale: that logits are multiplied by.
-        softcap: c of c tanh(logit / c), which keeps them below c.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits of shape (..., classes), without other memory than for these."""
-        x = linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        if self.scale != 1:
-            x.mul_(self.scale)
-        return x if self.softcap is None else x.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
 def shards_of(about: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -93,12 +65,12 @@ def open_recording(path: Path, choice: Choice) -> Saved:
     saved = replace(saved, tokens=tokens.flatten(), targets=tokens[:, 1:].flatten(), input_format="logits")
     if not has_head:
         return saved
-    head = Head(**load_file(folder / HEAD), scale=about["scale"], softcap=about["softcap"])
+    head = Projection(**load_file(folder / HEAD), scale=about["scale"], softcap=about["softcap"])
     classes, width = head.weight.shape
     return replace(
         saved,
         shape=(*saved.shape[:-1], classes),
         dtype=torch.float32,
         read=lambda start, stop: head(saved.read(start, stop)),
-        at_once=max(1, BLOCK // (4 * (classes + width))),
+        at_once=rows_at_once(classes, width),
     )
