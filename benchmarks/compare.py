@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from side_by_side import report, table
 from klmetric.command.comparison import Task
 from klmetric.command.measure import empty, measure_share
 from klmetric.options import Options
+from klmetric.rows.fields import OF_CLASSES
 from klmetric.saved.array import Choice
 from klmetric.saved.open import open_saved
 
@@ -55,11 +57,12 @@ def read_and_sum(folder: Path) -> None:
                 buffer.sum()
 
 
-def measure(folder: Path) -> None:
-    """What the command does between opening and reporting."""
+def measure(folder: Path, more: bool = False) -> None:
+    """What the command does between opening and reporting; `--more` of it too."""
     p, q = (open_saved(folder / name, Choice()) for name in ("p.npy", "q.npy"))
     options = Options(("logits", "logits"))
-    task = Task(p, [q], options, None, (0.5, 0.99), 0, None, None, [], None, p.shape[0], None)
+    of_more = {"fields": tuple(OF_CLASSES), "has_bands": True} if more else {}
+    task = Task(p, [q], options, None, (0.5, 0.99), 0, None, None, [], None, p.shape[0], None, **of_more)
     measure_share(empty(task), 0, 1, lambda rows: None, lambda: False)
 
 
@@ -84,6 +87,7 @@ def main() -> None:
         launch = [sys.executable, "-c", LAUNCH, *command]
         peak = float(subprocess.run(launch, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout)
         contenders = {"map and sum": map_and_sum, "read and sum": read_and_sum, "klmetric compare": measure}
+        contenders["klmetric compare --more"] = partial(measure, more=True)
         times: dict[str, list[float]] = {what: [] for what in contenders}
         for _ in range(7):
             for what, function in contenders.items():

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import reduce
 from itertools import combinations
 
 import torch
@@ -20,6 +21,8 @@ from klmetric.totals import moments, pairs
 BATCHES = 2**25
 # More would wait for Python.
 MOST_THREADS = 16
+# Rows that are added at once, at least: the sums take as long for a few.
+ADDED = 2**10
 # Rows of samples of different lengths that are added at once, each sample as long as the longest.
 PADDED = 2**20
 
@@ -78,7 +81,7 @@ def measure_share(
     at_once = end if reference.starts is None else max(1, PADDED // reference.positions)
     row = reference.first_row(sample)
     pending: Batch | None = None
-    for batch in _batches(result.task, row, reference.first_row(end), is_interrupted):
+    for batch in _larger(_batches(result.task, row, reference.first_row(end), is_interrupted), advance):
         pending = batch if pending is None else Batch.joined(pending, batch)
         while (whole := min(end, reference.sample_at(row + len(pending)), sample + at_once)) > sample:
             rows = reference.first_row(whole) - row
@@ -88,7 +91,19 @@ def measure_share(
                 keep(part, sample, lengths)
             pending = pending.part(slice(rows, None))
             sample, row = whole, row + rows
+
+
+def _larger(batches: Iterator[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
+    """Batches of as many rows as it pays to add at once."""
+    some: list[Batch] = []
+    for batch in batches:
+        some.append(batch)
         advance(len(batch))
+        if sum(map(len, some)) >= ADDED:
+            yield reduce(Batch.joined, some)
+            some.clear()
+    if some:
+        yield reduce(Batch.joined, some)
 
 
 def _batches(task: Task, row: int, end: int, is_interrupted: Callable[[], bool]) -> Iterator[Batch]:
