@@ -158,9 +158,10 @@ class Accumulator(Loadable, Synced):
             totals = self._adding(before, totals.detach())
         if not self.keeps_rows:
             return totals, []
-        kept = ~rows.left_out
-        if self.options.nan_strategy == "ignore":
-            kept &= ~rows.kl.isnan()
+        ignores = self.options.nan_strategy == "ignore"
+        if rows.weight is None and not ignores:  # all are kept, which need not be found out on an accelerator
+            return totals, [rows.kl.flatten().to(self.dtype)]
+        kept = ~(rows.left_out | rows.kl.isnan()) if ignores else ~rows.left_out
         return totals, [rows.kl[kept].to(self.dtype)]
 
     def _rows(self, p: Input, q: Input, weight: Tensor | None, targets: Tensor | None, before: Tensor | None) -> Rows:
