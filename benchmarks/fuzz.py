@@ -13,6 +13,8 @@ from fuzz import CLASSES, LEAST, RTOL, cases
 
 from klmetric.arithmetic.level import level
 
+DIRECTIONS = "forward", "jensen_shannon"
+
 
 def main(rows: int = 10**6, seed: int = 0) -> None:
     """Print the number of rows and of those that are wrong, of few and of many classes."""
@@ -23,7 +25,9 @@ def main(rows: int = 10**6, seed: int = 0) -> None:
         n = rows if classes == CLASSES else rows // 1000
         wrong = Counter()
         for case in cases(n, seed, classes):
-            wrong[case.kind, case.formats, str(case.p.dtype), str(case.q.dtype)] += int(case.wrong().sum())
+            for direction in DIRECTIONS:
+                what = direction, case.kind, case.formats, str(case.p.dtype), str(case.q.dtype)
+                wrong[what] += int(case.wrong(direction).sum())
         print(f"{n:,} rows of {classes[0]:,} to {classes[-1]:,} classes: {wrong.total()} wrong")
         for what, number in (+wrong).most_common(10):
             print("   ", number, *what)

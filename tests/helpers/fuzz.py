@@ -27,21 +27,25 @@ class Case(NamedTuple):
     formats: tuple[str, str]
     temperature: float
 
-    def measured(self) -> Tensor:
+    def measured(self, direction: str = "forward") -> Tensor:
         """What klmetric makes of them."""
         options = {"input_format": self.formats, "temperature": self.temperature, "reduction": "none"}
+        options["direction"] = direction
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the rows whose only class is too small for half precision
             return kl_divergence(self.p, self.q, **options)
 
-    def exact(self) -> Tensor:
+    def exact(self, direction: str = "forward") -> Tensor:
         """What they are."""
         a, b = (log_of(x, f, self.temperature) for x, f in zip((self.p, self.q), self.formats, strict=True))
-        return kl_of_logs(a, b)
+        if direction == "forward":
+            return kl_of_logs(a, b)
+        middle = torch.logaddexp(a, b) - math.log(2)
+        return (kl_of_logs(a, middle) + kl_of_logs(b, middle)) / 2
 
-    def wrong(self) -> Tensor:
-        """Which rows are further off than promised."""
-        value, true = self.measured().double(), self.exact()
+    def wrong(self, direction: str = "forward") -> Tensor:
+        """Which rows are further off than promised, in a direction: "forward" or "jensen_shannon"."""
+        value, true = self.measured(direction).double(), self.exact(direction)
         is_near = (value - true).abs() <= RTOL * true.clamp_min(LEAST)
         return ~(is_near | (value == true) | (value.isnan() & true.isnan()))
 
