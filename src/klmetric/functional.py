@@ -1,5 +1,7 @@
 """`kl_divergence`: the divergence of one batch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,7 @@ def kl_divergence(
     weight: Tensor | None = None,
     targets: Tensor | None = None,
     ignore_index: int = -100,
+    class_group: Any = None,
 ) -> Tensor:
     """KL divergence of an approximation q from a reference p, never negative and accurate for near-equal rows.
 
@@ -67,6 +70,9 @@ def kl_divergence(
         targets: integers of the batch shape, the class that came true in each row (the next token): rows whose target
             is `ignore_index` have weight 0, as in `torch.nn.functional.cross_entropy`. They change nothing else.
         ignore_index: what stands for no target.
+        class_group: the `torch.distributed.ProcessGroup` of the processes that have the other classes of the same rows,
+            in the order of these (tensor-parallel heads). All of them must call, and get the value of all classes. A
+            `DTensor` knows by itself.
 
     Returns:
         A scalar in nats (or the unit of `base`), float64 for float64 input and float32 otherwise. With
@@ -97,7 +103,7 @@ def kl_divergence(
     )
     reduction = check_reduction(reduction)
     unit = check_base(base)
-    rows = measure(p, q, weight, options, totals=vector.ASKED, targets=targets)
+    rows = measure(p, q, weight, options, totals=vector.ASKED, targets=targets, class_group=class_group)
     sums = vector.of_batch(rows)
     numbers = sums.tolist() if rows.totals is not None or may_look(sums) else []
     if numbers:

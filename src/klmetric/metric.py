@@ -42,6 +42,7 @@ class KLDivergence(Accumulator):
         eps: floor under the probabilities of the approximation, normalised again afterwards; 0 leaves them alone.
         nan_strategy: `"propagate"`, `"ignore"` or `"error"`: what rows that are no distributions do.
         ignore_index: the target of rows that do not count.
+        class_group: see `klmetric.kl_divergence`. `compute` takes each row once, from the first process of the group.
         kwargs: of `torchmetrics.Metric`.
 
     `update(p, q, weight=None, targets=None)` takes what `klmetric.kl_divergence` takes. `compute()` gives a scalar in
@@ -82,13 +83,14 @@ class KLDivergence(Accumulator):
         eps: float = 0.0,
         nan_strategy: NanStrategy = "propagate",
         ignore_index: int = -100,
+        class_group: Any = None,
         **kwargs: Any,
     ) -> None:
         options = check_options(
             log_prob, input_format, dim, direction, temperature, eps, nan_strategy, classes, ignore_index
         )
         reduction = check_reduction(reduction)
-        super().__init__(options, base, keeps_rows=reduction == "none", **kwargs)
+        super().__init__(options, base, reduction == "none", class_group, **kwargs)
         self.reduction: Reduction = reduction
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:

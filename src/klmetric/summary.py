@@ -89,6 +89,7 @@ class KLDivergenceSummary(Accumulator):
         eps: likewise. (For a mean that is finite where q misses a class.)
         nan_strategy: likewise.
         ignore_index: likewise.
+        class_group: likewise.
         quantiles: from 0 to 1; 0.999 is reported as `p99_9`.
         relative_accuracy: of the quantiles, at least 0.0001. Half of it takes twice the memory.
         top: the number of worst rows to keep.
@@ -136,6 +137,7 @@ class KLDivergenceSummary(Accumulator):
         eps: float = 0.0,
         nan_strategy: NanStrategy = "propagate",
         ignore_index: int = -100,
+        class_group: Any = None,
         quantiles: Sequence[float] = QUANTILES,
         relative_accuracy: float = 0.01,
         top: int = 0,
@@ -168,7 +170,7 @@ class KLDivergenceSummary(Accumulator):
         asked = sketch.asked(self._fineness, number)
         self._size = asked[0]  # of the sketch; the sums of the fields come after it
         self._asked = None if self._fields else asked
-        super().__init__(options, base, **kwargs)
+        super().__init__(options, base, class_group=class_group, **kwargs)
 
     def plot(self, val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None, ax: Any = None) -> Any:
         """Draw the distribution of the divergence over the rows, on a logarithmic axis, with its mean and quantiles.

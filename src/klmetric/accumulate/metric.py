@@ -38,8 +38,20 @@ class Accumulator(Loadable, Synced):
     # Whether p of the last batch was no tensor: a warning about its rows depends on it.
     _of_distributions = False
 
-    def __init__(self, options: Options, base: float | None, keeps_rows: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        options: Options,
+        base: float | None,
+        keeps_rows: bool = False,
+        class_group: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if class_group is not None:
+            from klmetric.rows.shards import check_group
+
+            self._holders = check_group(class_group)
+        self._class_group = _Uncopied(class_group)
         self.options = options
         self._unit = check_base(base)
         self.log_prob = options.input_format == ("log_probs", "log_probs")
@@ -154,6 +166,8 @@ class Accumulator(Loadable, Synced):
                 f"The metric must be on the device of its input. Got p on {rows.kl.device} and the metric on"
                 f" {self.device}. Use metric.to({str(rows.kl.device)!r})."
             )
+        if rows.holders != self._holders:
+            self._take_holders(rows.holders)
         if before is not None and rows.totals is None:
             totals = self._adding(before, totals.detach())
         if not self.keeps_rows:
@@ -164,9 +178,21 @@ class Accumulator(Loadable, Synced):
         kept = ~(rows.left_out | rows.kl.isnan()) if ignores else ~rows.left_out
         return totals, [rows.kl[kept].to(self.dtype)]
 
+    def _take_holders(self, holders: tuple[int, ...] | None) -> None:
+        if self.totals[vector.ROWS] > 0:
+            raise ValueError(
+                "All batches must be held by the same processes, of which a sync counts the first. Got one that the"
+                f" processes {holders} hold after others that {self._holders} hold (None: this process alone). Give"
+                " each kind a metric of its own."
+            )
+        self._holders = holders
+
     def _rows(self, p: Input, q: Input, weight: Tensor | None, targets: Tensor | None, before: Tensor | None) -> Rows:
         """What is measured of one batch."""
-        return measure(p, q, weight, self.options, self.asks_for_agreement, self._asked, before, targets, self._fields)
+        group = self._class_group.value
+        return measure(
+            p, q, weight, self.options, self.asks_for_agreement, self._asked, before, targets, self._fields, group
+        )
 
     def add_rows(self, rows: Rows) -> None:
         """Add rows that were measured already (`klmetric.rows.measure.measure`) with the options of this metric."""
@@ -226,6 +252,16 @@ class Accumulator(Loadable, Synced):
         self.totals = self.totals.to(device)
         if self.keeps_rows:
             self.rows = [rows.to(self.device, self.dtype) for rows in self.rows]
+        return self
+
+
+class _Uncopied:
+    """Holds a process group, which cannot be copied: a clone of the metric is in the same one."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Uncopied":
         return self
 
 

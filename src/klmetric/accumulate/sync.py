@@ -39,6 +39,8 @@ class Synced(Metric):
     if TYPE_CHECKING:  # torch.jit takes an annotation for a type of its own
         options: Options
     keeps_rows: bool
+    # The processes that have the same rows as this one; None where it alone has them.
+    _holders: "tuple[int, ...] | None" = None
 
     def sync(
         self,
@@ -49,7 +51,8 @@ class Synced(Metric):
     ) -> None:
         """Take over the totals of all processes; a failure leaves this process's own in place.
 
-        It takes one collective, an `all_gather` of the totals; two with `reduction="none"`, for the rows.
+        It takes one collective, an `all_gather` of the totals; two with `reduction="none"`, for the rows. Of processes
+        that have the same rows, such as those of a `class_group`, the first one counts.
 
         Args:
             dist_sync_fn: gathers one tensor from all processes, as in `torchmetrics.Metric`; None for the metric's own.
@@ -88,14 +91,15 @@ class Synced(Metric):
 
         def gather_state(state: Tensor, group: Any = None) -> list[Tensor]:
             name = next(names, "")
+            counts = self._counts_in(group)
             try:
                 if name == "totals":  # of one shape everywhere, and they say how many rows each process has
-                    gathered = gather(state, group)
+                    gathered = gather(state if counts else self._nothing_like(state), group)
                     self._check_options_of_all(gathered)
                     lengths.extend([vector.number_of_rows(part, self.options) for part in gathered])
                     return gathered
                 if name == "rows":
-                    return gather(state, group, lengths)
+                    return gather(state if counts else state[:0], group, lengths)
                 parts: list[Tensor] = gather_all_tensors(state, group)  # a state of a subclass
                 return parts
             except RuntimeError as error:
@@ -105,6 +109,20 @@ class Synced(Metric):
                 ) from error
 
         return gather_state
+
+    def _counts_in(self, group: Any) -> bool:
+        """Whether this process is the first one, of those in a group, that has its rows."""
+        if self._holders is None:
+            return True
+        group = torch.distributed.group.WORLD if group is None else group
+        present = set(torch.distributed.get_process_group_ranks(group))
+        return torch.distributed.get_rank() == next(rank for rank in self._holders if rank in present)
+
+    def _nothing_like(self, totals: Tensor) -> Tensor:
+        empty: Any = self._defaults["totals"]
+        nothing: Tensor = empty.to(totals, copy=True)
+        nothing[vector.MARKS] = totals[vector.MARKS]  # those of one batch have none
+        return nothing
 
     def _check_options_of_all(self, gathered: list[Tensor]) -> None:
         marks = [part[vector.MARKS].tolist() for part in gathered]

@@ -88,13 +88,14 @@ def _terms(a: "_Rows", b: "_Rows", options: "Options") -> Iterator[Tensor]:
     """What each class adds to the divergence, part by part."""
     for of_p, of_q in zip(a, b, strict=True):
         if options.direction == "jensen_shannon":
-            yield _jensen_shannon(*a.floored(*of_p), *b.floored(*of_q))
+            yield jensen_shannon_terms(*a.floored(*of_p), *b.floored(*of_q))
             continue
         for swapped in SWAPPED[options.direction]:
-            yield _bregman(*of_q, *a.floored(*of_p)) if swapped else _bregman(*of_p, *b.floored(*of_q))
+            yield bregman_terms(*of_q, *a.floored(*of_p)) if swapped else bregman_terms(*of_p, *b.floored(*of_q))
 
 
-def _bregman(log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
+def bregman_terms(log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
+    """What each class adds to KL(p‖q), never negative."""
     d = q - p  # exact where q is near p
     near = (d / p.clamp_min(TINY)).clamp_min(-0.5).log1p()
     # A class whose probability is 0 in float64 has none, whatever its logit: so a mask of -1e9 is a mask.
@@ -102,7 +103,8 @@ def _bregman(log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
     return d - p * torch.where(d.abs() < p / 2, near, far)
 
 
-def _jensen_shannon(log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
+def jensen_shannon_terms(log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
+    """What each class adds to the Jensen-Shannon divergence."""
     both = (p + q).clamp_min(TINY)
     r = (q - p) / both
     log_middle = (both / 2).log()

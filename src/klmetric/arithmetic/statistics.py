@@ -152,11 +152,11 @@ def _entropy_series(r: Tensor) -> Tensor:
 def _same_order(x: Tensor, y: Tensor, ks: Sequence[int]) -> Tensor:
     """Whether the most likely classes are the same in the same order, shape (rows, len(ks))."""
     most = min(max(ks, default=0), x.shape[-1])
-    same = (_first(x, most) == _first(y, most)).cumprod(-1).bool()
+    same = (most_likely(x, most) == most_likely(y, most)).cumprod(-1).bool()
     return torch.stack([same[:, min(k, most) - 1] for k in ks], -1) if ks else same[:, :0]
 
 
-def _first(x: Tensor, k: int) -> Tensor:
+def most_likely(x: Tensor, k: int) -> Tensor:
     """The k most likely classes of each row in order, of equals the first one first."""
     # NaN is no distribution, and has an order all the same.
     x = x.nan_to_num(-math.inf, math.inf, -math.inf).to(torch.promote_types(x.dtype, torch.float32)).contiguous()

@@ -47,8 +47,6 @@ def fields_of(
         targets: a class of each row, where fields are of targets.
         options: how p and q are read.
     """
-    import torch
-
     from klmetric.arithmetic.device import device_of_float64
     from klmetric.arithmetic.statistics import statistics
 
@@ -57,19 +55,25 @@ def fields_of(
     are_of_classes = any(name in OF_CLASSES for name in names)
     ks = FIRST if are_of_classes else FIRST[:1]
     known = statistics(p, q, options.input_format, options.temperature, ks, are_of_classes, kl)
-    values = {name: of_row(known) for name, of_row in OF_CLASSES.items() if name in names}
+    logs = None
     if targets is not None:
-        targets = targets.to(host)
-        masses = (known.log_mass_p, known.log_mass_q)
-        log_p, log_q = (
-            _log_of_targets(x, form, targets, options.temperature) - mass
-            for x, form, mass in zip((p, q), options.input_format, masses, strict=True)
-        )
+        sides = zip((p, q), options.input_format, strict=True)
+        logs = [log_of_targets(x, form, targets.to(host), options.temperature) for x, form in sides]
+    return known, values_of(names, known, logs)
+
+
+def values_of(names: Sequence[str], known: "Statistics", logs: "Sequence[Tensor] | Tensor | None") -> "Tensor":
+    """The fields, of what is known of rows, and of what p and q give their targets (`log_of_targets`)."""
+    import torch
+
+    values = {name: of_row(known) for name, of_row in OF_CLASSES.items() if name in names}
+    if logs is not None:
+        log_p, log_q = logs[0] - known.log_mass_p, logs[1] - known.log_mass_q
         values |= {name: of_row(log_p, log_q) for name, of_row in OF_TARGETS.items() if name in names}
-    return known, torch.stack([values[name] for name in names])
+    return torch.stack([values[name] for name in names])
 
 
-def _log_of_targets(x: "Tensor", input_format: "Format", targets: "Tensor", temperature: float) -> "Tensor":
+def log_of_targets(x: "Tensor", input_format: "Format", targets: "Tensor", temperature: float) -> "Tensor":
     """The logarithm of what a row gives its target, before it is normalised."""
     of_target = x.gather(-1, targets.unsqueeze(-1)).squeeze(-1).double()
     return (of_target.log() if input_format == "probs" else of_target) / temperature

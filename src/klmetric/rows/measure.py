@@ -1,7 +1,7 @@
 """The one path from p, q and weight to the divergence of each row."""
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from klmetric.rows.head import Head, as_logits, measure_in_blocks, stand_in
 from klmetric.rows.invalid import check_rows
 from klmetric.rows.rows import Rows
 from klmetric.rows.targets import check_targets
-from klmetric.rows.tensors import check_tensors, first_classes, warn_of_one_class, weight_of_rows
+from klmetric.rows.tensors import check_tensors, first_classes, is_sharded, warn_of_one_class, weight_of_rows
 
 Input: TypeAlias = Tensor | Distribution | Head
 
@@ -34,6 +34,7 @@ def measure(
     before: Tensor | None = None,
     targets: Tensor | None = None,
     fields: tuple[str, ...] = (),
+    class_group: Any = None,
 ) -> Rows:
     """Check the inputs and measure each row.
 
@@ -47,7 +48,20 @@ def measure(
         before: what to add them to, on the CPU.
         targets: the class that came true in each row, or `options.ignore_index` where the row does not count.
         fields: what else to ask of each row, by the names of `klmetric.rows.fields`.
+        class_group: the processes that have the other classes.
     """
+    if targets is None and fields:
+        _check_targets_are_there(fields)
+    if class_group is not None or is_sharded(p) or is_sharded(q):
+        from klmetric.rows.shards import measure_shards, taken_apart  # torch may be without torch.distributed
+
+        shards = taken_apart(p, q, weight, targets, options, class_group)
+        if shards.group is None:  # each process has all classes of its rows
+            rows = measure(shards.p, shards.q, shards.weight, options, agrees, totals, before, shards.targets, fields)
+            return rows._replace(holders=shards.holders)
+        rows = measure_shards(shards, options, agrees, fields)
+        check_rows(rows, None, options)
+        return rows
     if isinstance(p, Head) or isinstance(q, Head):
         return _measure_heads(p, q, weight, options, agrees, targets, fields)
     is_of_tensors = isinstance(p, Tensor)
@@ -128,16 +142,19 @@ def _with_fields(
     fields: tuple[str, ...], p: Tensor, q: Tensor, weight: Tensor | None, targets: Tensor | None, options: Options
 ) -> Rows:
     """Rows with what else is asked of them, without gradients."""
-    if targets is None and not OF_TARGETS.keys().isdisjoint(fields):
-        raise ValueError(
-            "`targets` must come with every batch, for the perplexity. Got none. Give update(p, q, targets=...) the"
-            " class that came true in each row, or leave perplexity=True out."
-        )
     # On the CPU the divergence comes with the rest.
     measured = None if p.is_cpu and options.direction == "forward" else measure_rows(p, q, options, agrees=True)
     known, values = fields_of(fields, p, q, None if measured is None else measured.kl, targets, options)
     kl, agrees = (known.kl, known.agree[..., 0]) if measured is None else measured[:2]
     return Rows(kl, weight, agrees, result_dtype(p, q), fields=values)
+
+
+def _check_targets_are_there(fields: tuple[str, ...]) -> None:
+    if not OF_TARGETS.keys().isdisjoint(fields):
+        raise ValueError(
+            "`targets` must come with every batch, for the perplexity. Got none. Give update(p, q, targets=...) the"
+            " class that came true in each row, or leave perplexity=True out."
+        )
 
 
 def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Options) -> Rows:

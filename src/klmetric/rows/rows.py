@@ -17,6 +17,7 @@ class Rows(NamedTuple):
         dtype: of the result.
         totals: those that were asked for, with what they were added to; None where they did not come at once.
         fields: what else was asked, shape (fields, N, ...), in float64; None where nobody asked.
+        holders: the processes that have measured these same rows; None where this one alone has them.
     """
 
     kl: Tensor
@@ -25,6 +26,7 @@ class Rows(NamedTuple):
     dtype: torch.dtype = torch.float32
     totals: Tensor | None = None
     fields: Tensor | None = None
+    holders: tuple[int, ...] | None = None
 
     @property
     def left_out(self) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 import sys
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Options
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def is_sharded(x: Any) -> bool:
+    """Whether it is a `DTensor`, which is not imported for that."""
+    return type(x) is not Tensor and type(x).__name__ == "DTensor"
 
 
 def check_tensors(p: Tensor, q: Tensor, dim: int) -> None:

@@ -1,0 +1,470 @@
+"""Classes on several processes: the divergence of the whole rows, on every process, by two collectives."""
+
+import contextlib
+import copy
+import math
+import warnings
+from functools import cache
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+from cases import DIRECTIONS, FORMATS, pair
+from every_kind import cases, reference
+from kinds import OF_CLASSES, make, value_of
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributions import Categorical
+from torchmetrics import MetricCollection
+
+from klmetric import Head, KLDivergence, KLDivergenceSummary, kl_divergence
+
+F64 = torch.float64
+# How many of so many classes each of some processes has.
+SPLITS = {
+    "even": lambda classes, size: [classes * (i + 1) // size - classes * i // size for i in range(size)],
+    "uneven": lambda classes, size: [classes - size + 1] + [1] * (size - 1),
+    "none": lambda classes, size: [0] * (size - 1) + [classes],
+}
+
+
+def part(x, rank, size, split="even", dim=-1):
+    lengths = SPLITS[split](x.shape[dim], size)
+    return x.narrow(dim, sum(lengths[:rank]), lengths[rank])
+
+
+@pytest.fixture(params=[1, 2, 3, 4])
+def sharers(request, group):
+    return group(request.param)
+
+
+# ---- the divergence of a row -----------------------------------------------------------------------------------------
+def every_kind(rank, size, direction, split):
+    values = []
+    for _, p, q, formats, temperature in cases((7, 300)):
+        values.append(
+            kl_divergence(part(p, rank, size, split), part(q, rank, size, split), reduction="none",
+                          input_format=formats, temperature=temperature, direction=direction, nan_strategy="ignore",
+                          class_group=dist.group.WORLD)
+        )  # fmt: skip
+    return values
+
+
+@cache
+def expected_of_every_kind(direction):
+    return [
+        torch.tensor([reference(*rows, formats, temperature, direction) for rows in zip(p, q, strict=True)], dtype=F64)
+        for _, p, q, formats, temperature in cases((7, 300))
+    ]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("direction", ["forward", "jensen_shannon"])
+def test_rows_of_every_kind(sharers, direction, split):
+    """Against sixty digits: near and far, offset, masked, peaked, warm, and no distributions at all."""
+    names = [name for name, *_ in cases((7, 300))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        everyone = sharers(every_kind, direction, split)
+    for values in everyone:
+        for name, value, expected in zip(names, values, expected_of_every_kind(direction), strict=True):
+            expected = expected.nan_to_num(0, math.inf)  # rows that are ignored are 0
+            torch.testing.assert_close(
+                value.double(), expected, rtol=1e-6, atol=1e-19, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def near(rank, size):
+    p, q = near_rows()
+    return kl_divergence(part(p, rank, size), part(q, rank, size), reduction="none", input_format="logits",
+                         class_group=dist.group.WORLD)  # fmt: skip
+
+
+def near_rows():
+    p = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0), dtype=F64)
+    return p, p + torch.tensor([[4e-7], [1e-5]]) * p.flip(-1)
+
+
+def test_near_and_wide(three_processes):
+    """From 1e-13 nats on, in more classes than are added up at once."""
+    p, q = near_rows()
+    expected = torch.tensor([reference(a, b) for a, b in zip(p, q, strict=True)], dtype=F64)
+    assert 5e-14 < expected[0] < 2e-13
+    for value in three_processes(near):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+
+
+def other_directions(rank, size, formats, dtype):
+    p, q = (x.to(dtype) for x in pair(5, 4, 50))
+    a, b = (x if f == "logits" else x.log_softmax(-1) if f == "log_probs" else x.softmax(-1)
+            for x, f in zip((p, q), formats, strict=True))  # fmt: skip
+    values = []
+    for direction in DIRECTIONS:
+        options = {"input_format": formats, "direction": direction, "reduction": "none", "base": 2.0}
+        value = kl_divergence(part(a, rank, size, "uneven"), part(b, rank, size, "uneven"),
+                              class_group=dist.group.WORLD, **options)  # fmt: skip
+        values.append((value, kl_divergence(a.double(), b.double(), **options)))
+    return values
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("p_format", FORMATS)
+@pytest.mark.parametrize("q_format", FORMATS)
+def test_formats_directions_and_dtypes(three_processes, p_format, q_format, dtype):
+    everyone = three_processes(other_directions, (p_format, q_format), dtype)
+    for (value, expected), *others in zip(*everyone, strict=True):
+        assert value.shape == (5, 4)
+        assert value.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-13)
+        assert all(torch.equal(value, other) for other, _ in others), "the same bits everywhere"
+
+
+def shapes(rank, size, shape, dim):
+    p, q = pair(*shape, input_format="logits")
+    if dim is not None:
+        p, q = p.movedim(-1, dim), q.movedim(-1, dim)
+    options = {"input_format": "logits", "reduction": "none", "dim": -1 if dim is None else dim}
+    value = kl_divergence(
+        *(part(x, rank, size, dim=options["dim"]) for x in (p, q)), class_group=dist.group.WORLD, **options
+    )
+    return value, kl_divergence(p, q, **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((9,), None), ((0, 9), None), ((3, 0, 9), None), ((4, 9), 0), ((2, 3, 5, 9), 1), ((2, 1), None)]
+)
+def test_shapes(two_processes, shape, dim):
+    for value, expected in two_processes(shapes, shape, dim):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-12)
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------------
+COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast")
+
+
+@contextlib.contextmanager
+def collectives():
+    """The names of those that are called."""
+    called = []
+
+    def noting(name, function):
+        return lambda *args, **kwargs: called.append(name) or function(*args, **kwargs)
+
+    with contextlib.ExitStack() as stack:
+        for name in COLLECTIVES:
+            stack.enter_context(patch.object(dist, name, noting(name, getattr(dist, name))))
+        yield called
+
+
+def close(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            torch.testing.assert_close(
+                a[key], b[key], rtol=1e-6, atol=1e-9, equal_nan=True, msg=lambda m, k=key: f"{k}: {m}"
+            )
+    else:
+        torch.testing.assert_close(a, b.view(a.shape), rtol=1e-6, atol=1e-12, equal_nan=True)
+
+
+def batch_of_rows():
+    p, q = pair(6, 5, 30, input_format="logits")
+    p[0, 0] = q[0, 0] = 0  # equally likely classes, on all processes
+    p[1, 0, 3], p[2, 0, 20:], q[1, 1, -1], q[2, 0, 20:] = [-math.inf] * 4
+    q[2, 2] = p[2, 2]
+    p[3, 1, 5] = math.nan
+    return p, q, torch.tensor([1, 2, 1, 0, 1, 1.5])
+
+
+def of_a_metric(rank, size, kind, split):
+    p, q, weight = batch_of_rows()
+    metric = make(kind, input_format="logits", class_group=dist.group.WORLD)
+    for i in range(0, 6, 2):
+        here = slice(i, i + 2)
+        with collectives() as called:
+            metric.update(*(part(x[here], rank, size, split) for x in (p, q)), weight[here])
+        assert called == ["all_gather"] * 2
+    with collectives() as called:
+        value = metric.compute()
+    assert called == ["all_gather"] * ((kind == "none") + 1)
+    again = make(kind, input_format="logits", class_group=dist.group.WORLD, sync_on_compute=False)
+    again.update(*(part(x, rank, size, split) for x in (p, q)), weight)
+    return value, again.compute()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("kind", OF_CLASSES)
+def test_every_metric(sharers, kind, split):
+    """Each row counts once, though all processes have measured it."""
+    p, q, weight = batch_of_rows()
+    expected = value_of(kind, p, q, weight, input_format="logits")
+    for value, of_one in sharers(of_a_metric, kind, split):
+        close(value, expected)
+        close(of_one, expected)
+
+
+def with_targets(rank, size):
+    p, q, weight = batch_of_rows()
+    targets = torch.arange(30).view(6, 5)
+    targets[:, 0] = -100
+    metrics = [KLDivergenceSummary(input_format="logits", perplexity=True, measures=True, class_group=group)
+               for group in (dist.group.WORLD, None)]  # fmt: skip
+    metrics[1].sync_on_compute = metrics[1]._to_sync = False
+    for metric in metrics:
+        sides = (part(x, rank, size, "uneven") if metric is metrics[0] else x for x in (p, q))
+        with collectives() as called:
+            metric.update(*sides, weight, targets)
+        assert len(called) == 2 * (metric is metrics[0])
+    return [metric.compute() for metric in metrics]
+
+
+def test_targets_and_perplexities(sharers):
+    for value, expected in sharers(with_targets):
+        assert value["perplexity_model"].isfinite()
+        close(value, expected)
+
+
+def agreement(rank, size):
+    """Ties, and the ten most likely of fewer classes than ten on each process."""
+    p = torch.randint(0, 3, (200, 17), generator=torch.Generator().manual_seed(0)).float()
+    q = p.clone()
+    q[::3] = q[::3].roll(1, 0)
+    p[5, :14], q[5, :14], q[6, 3:], p[6, 3:] = [-math.inf] * 4
+    sharded = KLDivergenceSummary(input_format="logits", measures=True, class_group=dist.group.WORLD)
+    sharded.update(part(p, rank, size), part(q, rank, size))
+    whole = KLDivergenceSummary(input_format="logits", measures=True, sync_on_compute=False)
+    whole.update(p, q)
+    return sharded.compute(), whole.compute()
+
+
+def test_agreement(sharers):
+    for value, expected in sharers(agreement):
+        assert value["agreement"] == value["agreement_1"] < 1
+        close(value, expected)
+
+
+def of_a_padded_vocabulary(rank, size):
+    p, q = pair(5, 4 * size, input_format="logits")
+    options = {"input_format": "logits", "classes": 4 * size - 5, "reduction": "none"}
+    mine = [part(x, rank, size) for x in (p, q)]
+    value = kl_divergence(*mine, class_group=dist.group.WORLD, **options)
+    try:
+        kl_divergence(*(part(x, rank, size, "uneven") for x in (p, q)), class_group=dist.group.WORLD, **options)
+        said = ""
+    except ValueError as error:
+        said = str(error)
+    with pytest.raises(ValueError, match="`classes` must be no more than there are"):
+        kl_divergence(*mine, class_group=dist.group.WORLD, input_format="logits", classes=4 * size + 1)
+    return value, kl_divergence(p, q, **options), said
+
+
+def test_a_padded_vocabulary(three_processes):
+    """The last process has no class that counts."""
+    for value, expected, said in three_processes(of_a_padded_vocabulary):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-12)
+        assert "every process must have as many classes. Got classes=7 and [10, 1, 1] classes" in said
+
+
+def copies(rank, size):
+    p, q, weight = batch_of_rows()
+    mine = [part(x, rank, size) for x in (p, q)]
+    options = {"input_format": "logits", "class_group": dist.group.WORLD}
+    collection = MetricCollection({"sum": KLDivergence(reduction="sum", **options), "mean": KLDivergence(**options),
+                                   "all": KLDivergenceSummary(**options)}).clone()  # fmt: skip
+    values = []
+    for _ in range(2):
+        collection.update(*mine, weight)
+        values.append(collection.compute())
+        collection.reset()
+    metric = copy.deepcopy(KLDivergence(reduction="sum", **options))
+    values.append({"sum": metric(*mine, weight)})
+    values.append({"sum": metric.compute()})
+    on_step = KLDivergence(reduction="sum", dist_sync_on_step=True, **options)
+    values.append({"sum": on_step(*mine, weight)})
+    return values
+
+
+def test_copies_and_collections(two_processes):
+    p, q, weight = batch_of_rows()
+    total = kl_divergence(p, q, input_format="logits", reduction="sum", weight=weight)
+    for values in two_processes(copies):
+        for value in values:
+            torch.testing.assert_close(value["sum"], total, rtol=1e-6, atol=0)
+        assert values[0]["all_count"] == values[1]["all_count"] == 25
+
+
+# ---- with processes that have other rows -----------------------------------------------------------------------------
+def two_by_two(rank, size, how, kind):
+    """Four processes: two pairs, each with two shares of the classes of its rows."""
+    p, q, weight = batch_of_rows()
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    pairs, over = mesh.get_group("tp"), mesh.get_group("dp")
+    rows = slice(0, 4) if rank < 2 else slice(4, 6)  # not equally many
+    options = {"input_format": "logits"}
+    if how == "class_group":
+        metric = make(kind, class_group=pairs, **options)
+    elif how == "class_group, process_group":
+        metric = make(kind, class_group=pairs, process_group=over, **options)
+    else:
+        metric = make(kind, **options)
+    if how.startswith("class_group"):
+        for i in range(rows.start, rows.stop):
+            metric.update(*(part(x[i : i + 1], rank % 2, 2) for x in (p, q)), weight[i : i + 1])
+        return metric.compute()
+    placements = {
+        "classes": (Shard(0), Shard(2)),
+        "positions": (Shard(0), Shard(1)),
+        "nothing": (Shard(0), Replicate()),
+        "nothing at all": (Replicate(), Replicate()),
+    }[how]
+    p, q = (distribute_tensor(x, mesh, placements) for x in (p, q))
+    weight = weight.unsqueeze(-1).expand(6, 5)
+    mine = tuple(x if x.is_shard() and x.dim < 2 else Replicate() for x in placements)
+    with collectives() as called:
+        metric.update(p, q, distribute_tensor(weight.contiguous(), mesh, mine))
+    assert called.count("all_gather") == 2 * (how == "classes")
+    return metric.compute()
+
+
+@pytest.mark.parametrize("kind", ["sum", "none", "summary", "measures"])
+@pytest.mark.parametrize(
+    "how",
+    ["class_group", "class_group, process_group", "classes", "positions", "nothing", "nothing at all"],
+)
+def test_each_row_counts_once(group, how, kind):
+    p, q, weight = batch_of_rows()
+    expected = value_of(kind, p, q, weight, input_format="logits")
+    for value in group(4)(two_by_two, how, kind):
+        if how == "positions" and kind != "sum":  # the rows of a sample are on two processes
+            value, target = (
+                {k: x for k, x in v.items() if "stderr" not in k and "top" not in k}
+                if isinstance(v, dict) else v[~v.isnan()].sort().values for v in (value, expected)
+            )  # fmt: skip
+            close(value, target)
+        else:
+            close(value, expected)
+
+
+def uneven_dtensor(rank, size):
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("tp",))
+    p, q = pair(3, 7, input_format="logits")
+    options = {"input_format": "logits", "reduction": "none", "classes": 4}
+    value = kl_divergence(*(distribute_tensor(x, mesh, [Shard(-1)]) for x in (p, q)), **options)
+    return value, kl_divergence(p, q, **options)
+
+
+def test_uneven_dtensors(sharers):
+    for value, expected in sharers(uneven_dtensor):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-12)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+def errors(rank, size):
+    """What each call raises, in this order; those that one process alone makes, too."""
+    p, q = (part(x, rank, size) for x in pair(6, 12, input_format="logits"))
+    world, said = dist.group.WORLD, {}
+
+    def raises(name, *args, **options):
+        metric = KLDivergence(**{"input_format": "logits", "class_group": world, **options})
+        try:
+            metric.update(*args)
+            said[name] = "nothing"
+        except (TypeError, ValueError) as error:
+            said[name] = f"{type(error).__name__}: {error}"
+            assert metric.totals.sum() == metric._empty().sum(), "nothing has changed"
+
+    alone = rank == 1
+    raises("rows", p[: 5 if alone else 6], q[: 5 if alone else 6])
+    raises("shape", p.view(2, 3, -1) if alone else p, q.view(2, 3, -1) if alone else q)
+    raises("options", p, q, temperature=2.0 if alone else 1.0)
+    raises("a shape on one", p[:, :-1] if alone else p, q)
+    raises("a dtype on one", p.long() if alone else p, q)
+    raises("a weight on one", p, q, torch.ones(5 if alone else 6))
+    raises("no dim on one", p, q, dim=5 if alone else -1)
+    raises("targets", p, q, None, torch.full((6,), 12))
+    raises("eps", p, q, eps=1e-3)
+    raises("Head", Head(torch.ones(6, 2), torch.ones(6, 2)), q)
+    raises("Categorical", Categorical(logits=p), Categorical(logits=q))
+    bad = p.clone()
+    bad[3, 1] = math.nan if alone else 0
+    raises("a bad row", bad, q, nan_strategy="error")
+    mesh = init_device_mesh("cpu", (size,))
+    sharded, other = (DTensor.from_local(p, mesh, [x]) for x in (Shard(1), Shard(0)))
+    raises("both", sharded, sharded)
+    raises("one DTensor", sharded, q, class_group=None)
+    raises("others", sharded, other, class_group=None)
+    raises("partial", *[DTensor.from_local(p, mesh, [Partial()])] * 2, class_group=None)
+    weight = DTensor.from_local(torch.ones(6), mesh, [Shard(0)])
+    raises("weight", sharded, sharded, weight, class_group=None)
+    metric = KLDivergence(input_format="logits")
+    metric.update(p, q)
+    with pytest.raises(
+        ValueError, match=r"All batches must be held by the same processes.* \(0, 1\) hold after others"
+    ):
+        metric.update(sharded, sharded)
+    metric.reset()
+    metric.update(sharded, sharded)
+    return said
+
+
+SAID = {
+    "rows": "ValueError: All processes of `class_group` must have the same rows, and measure with the same options. Got"
+            " others on the ranks [1] of the group than on its rank 0. This one has batch shape ",
+    "shape": "must have the same rows, and measure with the same options",
+    "options": "must have the same rows, and measure with the same options",
+    "targets": "ValueError: `targets` must be classes, from 0 to 11, or ignore_index=-100",
+    "eps": "ValueError: `eps` must be 0 where the classes are on several processes. Got 0.001",
+    "Head": "TypeError: `p` must be a torch.Tensor with `class_group`: the classes of this process. Got Head",
+    "Categorical": "the classes of this process. Got Categorical",
+    "a bad row": "1 of 6 rows are not; the first is row 3: its divergence is NaN",
+    "both": "TypeError: `class_group` is for tensors with the classes of this process. Got a DTensor",
+    "one DTensor": "TypeError: `p` and `q` must both be DTensors, or neither. Got Tensor as `q`",
+    "others": "ValueError: `p` and `q` must be sharded alike, and have one shape. Got (6, 12)",
+    "partial": "nowhere partial. Got placements (Partial(sum),)",
+    "weight": "ValueError: `weight` must be sharded along the rows as `p` is. Got (Shard(dim=0),) and p (Shard",
+}  # fmt: skip
+# What is raised on the one where it is wrong; the other hears of it.
+ON_ONE = {
+    "a shape on one": "ValueError: `q` must have the shape of `p`",
+    "a dtype on one": "TypeError: `p` must hold floating-point",
+    "a weight on one": "ValueError: `weight` must have one entry per sample or per row",
+    "no dim on one": "ValueError: `dim` must be an axis of the input",
+}
+HEARD = (
+    "ValueError: All processes of `class_group` must measure their classes. Got an error on the ranks [1] of the group"
+)
+
+
+def test_errors(two_processes):
+    first, second = two_processes(errors)
+    for name, text in SAID.items():
+        assert text in first[name], name
+        assert text in second[name], name
+    for name, text in ON_ONE.items():
+        assert text in second[name], name
+        assert HEARD in first[name], name
+    assert first.keys() == second.keys() == SAID.keys() | ON_ONE.keys()
+
+
+def test_no_group():
+    for group in ("tp", 2, object()):
+        with pytest.raises(TypeError, match=r"must be a torch.distributed.ProcessGroup that this process is in"):
+            KLDivergence(class_group=group)
+        with pytest.raises(TypeError, match=r"Of a device mesh, give mesh.get_group\('tp'\)"):
+            kl_divergence(torch.ones(1, 2), torch.ones(1, 2), class_group=group)
+
+
+def gradients(rank, size):
+    p, q = (part(x, rank, size).requires_grad_() for x in pair(6, 12, input_format="logits"))
+    metric = KLDivergence(input_format="logits", class_group=dist.group.WORLD)
+    metric.update(p, q)
+    value = metric(p, q)
+    with pytest.raises(RuntimeError, match=r"no gradient of a divergence whose classes are on several processes"):
+        value.backward()
+    return metric.compute()
+
+
+def test_gradients_are_refused_when_they_are_asked_for(two_processes):
+    p, q = pair(6, 12, input_format="logits")
+    for value in two_processes(gradients):
+        torch.testing.assert_close(value, kl_divergence(p, q, input_format="logits"), rtol=1e-6, atol=0)
