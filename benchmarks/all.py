@@ -23,6 +23,7 @@ SCRIPTS = (
     "zeros",
     "coverage",
     "estimate",
+    "topk",
 )
 HEAD = """# Benchmarks
 

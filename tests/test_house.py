@@ -20,7 +20,7 @@ ROOMS = {
     "lightning": {"top", "accumulate", "rows", "options"},
     "command": {"lightning", "top", "saved", "accumulate", "totals", "rows", "arithmetic", "options"},
 }
-TOP = {"__init__", "__main__", "_version", "functional", "metric", "summary", "estimate", "distributed"}
+TOP = {"__init__", "__main__", "_version", "bounds", "functional", "metric", "summary", "estimate", "distributed"}
 MOST_LEVELS = 9
 
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 
 def test_public_names():
     assert sorted(klmetric.__all__) == [
-        *("Head", "KLDivergence", "KLDivergenceEstimate", "KLDivergenceSummary", "__version__", "kl_divergence")
+        *("Head", "KLDivergence", "KLDivergenceEstimate", "KLDivergenceSummary", "TopK", "__version__"),
+        *("kl_divergence", "kl_divergence_bounds"),
     ]
     assert all(hasattr(klmetric, name) for name in klmetric.__all__)
     assert klmetric.__version__ == version("klmetric")
@@ -42,7 +43,7 @@ def test_what_is_imported_and_when():
     code = (
         "import sys, klmetric\n"
         "assert not {'torch', 'torchmetrics', 'numpy'} & set(sys.modules)\n"
-        "modules = {'distributed', 'estimate', 'functional', 'metric', 'summary'}\n"
+        "modules = {'bounds', 'distributed', 'estimate', 'functional', 'metric', 'summary'}\n"
         "assert {*klmetric.__all__, *modules} <= set(dir(klmetric))\n"
         "assert klmetric.distributed.real_samples.__module__ == 'klmetric.distributed'\n"
         "import pickle\n"

@@ -5,10 +5,12 @@ from klmetric._version import __version__
 TYPE_CHECKING = False  # type checkers take it for True; that of typing costs an import
 
 if TYPE_CHECKING:
+    from klmetric.bounds import kl_divergence_bounds
     from klmetric.estimate import KLDivergenceEstimate
     from klmetric.functional import kl_divergence
     from klmetric.metric import KLDivergence
     from klmetric.rows.head import Head
+    from klmetric.rows.topk import TopK
     from klmetric.summary import KLDivergenceSummary
 else:
     # Imported when they are asked for: the command answers to its arguments without torch, which takes seconds. Hidden
@@ -18,9 +20,11 @@ else:
         "KLDivergence": "metric",
         "KLDivergenceEstimate": "estimate",
         "KLDivergenceSummary": "summary",
+        "TopK": "rows.topk",
         "kl_divergence": "functional",
+        "kl_divergence_bounds": "bounds",
     }
-    _MODULES = ("distributed", "estimate", "functional", "metric", "summary")
+    _MODULES = ("bounds", "distributed", "estimate", "functional", "metric", "summary")
 
     def __getattr__(name):
         from importlib import import_module
@@ -37,4 +41,13 @@ else:
         return sorted({*globals(), *_HOMES, *_MODULES})
 
 
-__all__ = ["Head", "KLDivergence", "KLDivergenceEstimate", "KLDivergenceSummary", "__version__", "kl_divergence"]
+__all__ = [
+    "Head",
+    "KLDivergence",
+    "KLDivergenceEstimate",
+    "KLDivergenceSummary",
+    "TopK",
+    "__version__",
+    "kl_divergence",
+    "kl_divergence_bounds",
+]

@@ -47,7 +47,8 @@ def kl_divergence(
 
     Args:
         p: the reference (data, teacher), shape (N, ..., classes), where a lone (classes,) is one row; or a
-            `torch.distributions.Distribution`, one row per batch element; or a `klmetric.Head`, which makes logits.
+            `torch.distributions.Distribution`, one row per batch element; or a `klmetric.Head`, which makes logits;
+            or a `klmetric.TopK`, of which not all classes are known: the divergence is at least what comes then.
         q: the approximation (prediction, student), like `p`.
         log_prob: True is the old spelling of `input_format="log_probs"`.
         reduction: `"mean"` over rows, weighted; `"sum"`; `"batchmean"`, the sum over the number of samples (the length

@@ -24,9 +24,9 @@ from klmetric.options import (
     quantile_name,
     unit_name,
 )
-from klmetric.rows.fields import OF_CLASSES, OF_TARGETS
+from klmetric.rows.fields import OF_CLASSES, OF_TAILS, OF_TARGETS
 from klmetric.rows.rows import Rows
-from klmetric.totals import estimates, histogram, moments, pairs, sketch, vector
+from klmetric.totals import estimates, histogram, moments, pairs, sketch, tails, vector
 from klmetric.totals.histogram import Histogram
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -72,6 +72,11 @@ class KLDivergenceSummary(Accumulator):
       log-probabilities of the targets, and `delta_p_mean` and `delta_p_rms` of what q gives a target more than p. Each
       with its standard error.
 
+    - with `bounds=True`, for a `klmetric.TopK`: `at_least`, which is the mean, and `at_most`, between which KL(p‖q) of
+      all classes is (`klmetric.kl_divergence_bounds`); and `tail_mass`, how much p has (q, if p is in full) in the
+      classes that are not known: its mean, with the quantiles as `tail_mass_p50` and so on, and `tail_mass_max`.
+      `at_most` and `tail_mass` have standard errors.
+
     `summary["p99"]` is one of these values as a metric of its own, for what wants a single number: arithmetic and
     torchmetrics' wrappers (`MetricTracker`, `MinMaxMetric`, `BootStrapper`...).
 
@@ -95,6 +100,7 @@ class KLDivergenceSummary(Accumulator):
         top: the number of worst rows to keep.
         measures: whether to measure what else tells p from q, in several times the time.
         perplexity: whether to measure how well both predict the targets.
+        bounds: whether to measure how large the divergence may be where not all classes are known.
         kwargs: of `torchmetrics.Metric`.
 
     Raises:
@@ -143,6 +149,7 @@ class KLDivergenceSummary(Accumulator):
         top: int = 0,
         measures: bool = False,
         perplexity: bool = False,
+        bounds: bool = False,
         **kwargs: Any,
     ) -> None:
         options = check_options(
@@ -160,15 +167,25 @@ class KLDivergenceSummary(Accumulator):
         self.relative_accuracy = accuracy
         self.top = number
         self._fineness = histogram.fineness_for(accuracy)
-        for name, value in (("measures", measures), ("perplexity", perplexity)):
+        for name, value in (("measures", measures), ("perplexity", perplexity), ("bounds", bounds)):
             if not isinstance(value, bool):
                 raise TypeError(f"`{name}` must be a bool. Got {value!r}.")
             if value and options.eps:
                 raise ValueError(f"`eps` must be 0 with {name}=True, which is of q as it is. Got {eps!r}.")
-        self.measures, self.perplexity = measures, perplexity
-        self._fields = (*(OF_CLASSES if measures else ()), *(OF_TARGETS if perplexity else ()))
+        if bounds and options.direction != "forward":
+            raise ValueError(
+                f"`direction` must be 'forward' with bounds=True. Got {direction!r}: of the others there is no upper"
+                " bound. Their mean is at least so much, without bounds=True as well."
+            )
+        self.measures, self.perplexity, self.bounds = measures, perplexity, bounds
+        self._fields = (
+            *(OF_CLASSES if measures else ()),
+            *(OF_TARGETS if perplexity else ()),
+            *(OF_TAILS if bounds else ()),
+        )
+        self._tail = tails.size(self._fineness) if bounds else 0
         asked = sketch.asked(self._fineness, number)
-        self._size = asked[0]  # of the sketch; the sums of the fields come after it
+        self._size = asked[0]  # of the sketch; the sums of the fields come after it, and the tails
         self._asked = None if self._fields else asked
         super().__init__(options, base, class_group=class_group, **kwargs)
 
@@ -216,12 +233,13 @@ class KLDivergenceSummary(Accumulator):
     def _own_options(self) -> dict[str, tuple[Any, Any]]:
         accuracy = (self.relative_accuracy, 0.01)
         return {"quantiles": (self.quantiles, QUANTILES), "relative_accuracy": accuracy, "top": (self.top, 0)} | {
-            name: (getattr(self, name), False) for name in ("measures", "perplexity")
+            name: (getattr(self, name), False) for name in ("measures", "perplexity", "bounds")
         }
 
     def _empty(self) -> Tensor:
         empty = sketch.empty(self.options, self._fineness, self.top)
-        return torch.cat([empty, moments.empty(len(self._fields)).to(empty)]) if self._fields else empty
+        parts = [empty, moments.empty(len(self._fields))] if self._fields else [empty]
+        return torch.cat([part.to(empty) for part in (*parts, *([tails.empty(self._fineness)] if self.bounds else ()))])
 
     def _of_batch(self, rows: Rows) -> Tensor:
         sums = sketch.of_rows(rows, self._fineness, self.top)
@@ -231,21 +249,25 @@ class KLDivergenceSummary(Accumulator):
         shape = (len(kl), kl[0].numel()) if kl.ndim and kl.numel() else (kl.numel(), 1)  # samples, places in them
         weight = torch.ones_like(x[0]) if rows.weight is None else rows.weight.to(x)
         weight = weight.masked_fill(kl.isnan(), 0).reshape(shape)
-        return torch.cat([sums, moments.of_rows(x.reshape(len(x), *shape), weight)])
+        parts = [sums, moments.of_rows(x.reshape(len(x), *shape), weight)]
+        if self.bounds:
+            masses = x[self._fields.index("tail_mass")].reshape(shape)
+            parts.append(tails.of_rows(masses, weight, self._fineness))
+        return torch.cat(parts)
 
     def _divergences(self, sums: Tensor) -> Histogram:
         return sketch.histogram_of(sums, self._fineness)
 
     def _merging(self) -> Callable[[Tensor], Tensor]:
         if self._fields:
-            return partial(_merge, size=self._size, top=self.top)
+            return partial(_merge, size=self._size, top=self.top, tail=self._tail)
         return partial(sketch.merge, top=self.top)
 
     def _adding(self, sums: Tensor, batch: Tensor) -> Tensor:
         if not self._fields:
             return sketch.add(sums, batch, self.top)
-        n = self._size
-        return torch.cat([sketch.add(sums[:n], batch[:n], self.top), pairs.add(sums[n:], batch[n:])])
+        (a, b, c), (x, y, z) = (_apart(both, self._size, self._tail) for both in (sums, batch))
+        return torch.cat([sketch.add(a, x, self.top), pairs.add(b, y), tails.merge(torch.stack([c, z]))])
 
     def _result(self, sums: Tensor, rows: list[Tensor], stacklevel: int) -> dict[str, Tensor]:
         numbers = sums.tolist()
@@ -287,23 +309,38 @@ class KLDivergenceSummary(Accumulator):
                 value, sample, position = math.nan, -1, -1
             values[f"top{k + 1}"] = value / self._unit
             values |= {f"top{k + 1}_sample": int(sample), f"top{k + 1}_position": int(position)}
+        if self.bounds:
+            values["at_least"] = values["mean"]
         for name, one in self._estimates(numbers).items():
             values |= {name: of_rows(one["value"]), f"{name}_stderr": of_rows(one["stderr"])}
+        if self.bounds:
+            masses = tails.histogram_of(torch.tensor(numbers[-self._tail :], dtype=torch.float64))
+            spread = {quantile_name(q): histogram.quantile(masses, q) for q in self.quantiles}
+            spread["max"] = masses.largest
+            values |= {f"tail_mass_{name}": of_rows(value) for name, value in spread.items()}
         return values
 
     def _estimates(self, numbers: list[float]) -> dict[str, estimates.Estimate]:
         """Of the means of the fields."""
-        means = moments.Means(torch.tensor(numbers[self._size :], dtype=torch.float64), self._fields)
-        found = {name: estimates.mean_of(means, name, self._unit) for name in OF_CLASSES if self.measures}
+        sums = torch.tensor(numbers[self._size : len(numbers) - self._tail], dtype=torch.float64)
+        means = moments.Means(sums, self._fields)
+        names = (*(OF_CLASSES if self.measures else ()), *(OF_TAILS if self.bounds else ()))
+        found = {name: estimates.mean_of(means, name, self._unit) for name in names}
         if self.perplexity:
             found |= {f"perplexity_{name}": one for name, one in estimates.perplexity_of(means).items()}
             found |= {"delta_p_mean": estimates.mean_of(means, "delta_p", 1.0), "delta_p_rms": estimates.rms_of(means)}
         return found
 
 
-def _merge(parts: Tensor, size: int, top: int) -> Tensor:
-    """Sketches of so many numbers, with the sums of the fields after each."""
-    return torch.cat([sketch.merge(parts[:, :size], top), moments.merge(parts[:, size:])])
+def _apart(x: Tensor, size: int, tail: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The sketch of so many numbers, the sums of the fields, and the tails of so many numbers."""
+    end = x.shape[-1] - tail
+    return x[..., :size], x[..., size:end], x[..., end:]
+
+
+def _merge(parts: Tensor, size: int, top: int, tail: int) -> Tensor:
+    of_rows, of_fields, of_tails = _apart(parts, size, tail)
+    return torch.cat([sketch.merge(of_rows, top), moments.merge(of_fields), tails.merge(of_tails)])
 
 
 refuse(KLDivergenceSummary, "summary['mean'], summary['p99']")

@@ -7,7 +7,7 @@ import torch
 from cases import logits, pair
 from fake_device import Device
 
-from klmetric import KLDivergence, KLDivergenceEstimate, KLDivergenceSummary, kl_divergence
+from klmetric import KLDivergence, KLDivergenceEstimate, KLDivergenceSummary, TopK, kl_divergence
 from klmetric.arithmetic import choose
 from klmetric.totals import moments
 
@@ -129,3 +129,29 @@ def test_the_value_is_that_of_the_cpu(device, formats, options):
     value = kl_divergence(device.put(p), device.put(q), **options)
     assert value.device.type == device.device.type
     torch.testing.assert_close(value.held, kl_divergence(p, q, **options), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("sides", ["p", "q", "both"])
+def test_no_update_waits_for_a_top_k(device, sides):
+    p, q = logits(6, 7, 30), logits(6, 7, 30, seed=1)
+    weight = torch.arange(42).reshape(6, 7) % 3
+    values, metrics = [], []
+    for there in (True, False):
+        put = device.put if there else (lambda x: x)
+        pair = []
+        for side, x in zip("pq", (p, q), strict=True):
+            v, i = x.log_softmax(-1).topk(5)
+            i[0, 0, 3:] = -1
+            pair.append(TopK(put(v), put(i), 30) if sides in (side, "both") else put(x))
+        w = put(weight)
+        both = KLDivergence(input_format="logits"), KLDivergenceSummary(input_format="logits", bounds=True)
+        metrics.append([metric.to(device.device) if there else metric for metric in both])
+        device.waits.clear()
+        for metric in metrics[-1]:
+            metric.update(*pair, w)
+        if device.device.type != "mps":  # which has no float64
+            assert not device.waits
+        values.append([metric.compute() for metric in metrics[-1]])
+    torch.testing.assert_close(values[0][0].held, values[1][0], rtol=1e-6, atol=0)
+    for name, x in values[1][1].items():
+        torch.testing.assert_close(values[0][1][name].held, x, rtol=1e-6, atol=0, equal_nan=True)

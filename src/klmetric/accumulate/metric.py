@@ -93,7 +93,8 @@ class Accumulator(Loadable, Synced):
         """Add a batch.
 
         Args:
-            p: the reference, shape (N, ..., classes), or a `torch.distributions.Distribution`, or a `klmetric.Head`.
+            p: the reference, shape (N, ..., classes), or a `torch.distributions.Distribution`, a `klmetric.Head`, or a
+                `klmetric.TopK`, of which not all classes are known: the divergence is at least what comes then.
             q: the approximation, like `p`.
             weight: bool or non-negative, its shape a prefix of the batch shape (N, ...); there, or on the CPU.
             targets: integers of the batch shape, the class that came true in each row: one of `ignore_index` does not

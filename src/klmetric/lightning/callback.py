@@ -44,10 +44,10 @@ class KLDivergenceCallback(Callback):
             `val_kl_mean`, `val_kl_p99` and so on (the progress bar shows the mean). For `KLDivergenceEstimate()`, p and
             q give the log-probabilities of the drawn tokens.
         p: the reference: a key into the dict that the step returns, or a callable (outputs, batch) that gives a tensor,
-            a `torch.distributions.Distribution` or a `klmetric.Head`. (For `ddp_spawn` a function of a module: lambdas
-            cannot be sent to its processes.) A callable is asked even where the validation or test step returned
-            nothing, with outputs None, as the batch may be all that it needs; it may return None then to leave the
-            batch out.
+            a `torch.distributions.Distribution`, a `klmetric.Head` or a `klmetric.TopK`. (For `ddp_spawn` a function of
+            a module: lambdas cannot be sent to its processes.) A callable is asked even where the validation or test
+            step returned nothing, with outputs None, as the batch may be all that it needs; it may return None then to
+            leave the batch out.
         q: the approximation, like `p`.
         weight: like `p`, one weight per sample or row; None for 1.
         targets: like `p`, the class that came true in each row (the next token), for a metric that takes them: a row
@@ -269,7 +269,7 @@ class KLDivergenceCallback(Callback):
         names = "|".join(map(re.escape, self._names.values()))
         others = (
             r"agreement.*|count|infinite|invalid|top\d+_(sample|position)|(total_variation|perplexity|delta_p).*"
-            r"|ess|mismatch|tokens|sequences"
+            r"|ess|mismatch|tokens|sequences|tail_mass.*"
         )
         # Between the two stands what a collection calls the metric, and behind them the name of the dataloader.
         return not re.match(rf"({names})_([^/]*_)?({others})(/|$)", key)

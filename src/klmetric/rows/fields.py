@@ -32,6 +32,9 @@ OF_TARGETS: "dict[str, Callable[[Tensor, Tensor], Tensor]]" = {
     "delta_p": lambda log_p, log_q: log_q.exp() - log_p.exp(),
     "delta_p_squared": lambda log_p, log_q: (log_q.exp() - log_p.exp()).square(),
 }
+# Of rows of which not all classes are known: what p (q, if p is in full) has in those that are not, and the largest
+# divergence that there may be.
+OF_TAILS = ("tail_mass", "at_most")
 
 
 def fields_of(
@@ -70,6 +73,7 @@ def values_of(names: Sequence[str], known: "Statistics", logs: "Sequence[Tensor]
     if logs is not None:
         log_p, log_q = logs[0] - known.log_mass_p, logs[1] - known.log_mass_q
         values |= {name: of_row(log_p, log_q) for name, of_row in OF_TARGETS.items() if name in names}
+    values |= {"tail_mass": torch.zeros_like(known.kl), "at_most": known.kl}  # of rows in full
     return torch.stack([values[name] for name in names])
 
 

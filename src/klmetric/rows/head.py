@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,8 +17,13 @@ from klmetric.options import Format, Options, as_number
 from klmetric.rows.rows import Rows
 from klmetric.rows.tensors import DTYPES, check_storage, first_classes
 
+if TYPE_CHECKING:
+    from klmetric.rows.topk import TopK
+
+    Input: TypeAlias = "Head | Tensor | TopK"
+
 # Measures rows: the logits, or whatever else they are, of both sides, and the targets, if there are any.
-OfBlock: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Rows]
+OfBlock: TypeAlias = Callable[[Any, Any, Tensor | None], Rows]
 
 
 class Head:
@@ -246,14 +251,12 @@ def _first(name: str, x: Head | Tensor, options: Options) -> Head | Tensor:
     return x if options.classes is None else x.first(options.classes)
 
 
-def stand_in(x: Head | Tensor) -> Tensor:
+def stand_in(x: "Head | Tensor | TopK") -> Tensor:
     """A tensor of the shape, the dtype and the device of the logits, without their memory, to be checked."""
-    return torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape) if isinstance(x, Head) else x
+    return x if isinstance(x, Tensor) else torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape)
 
 
-def measure_in_blocks(
-    p: Head | Tensor, q: Head | Tensor, weight: Tensor | None, targets: Tensor | None, of_block: OfBlock
-) -> Rows:
+def measure_in_blocks(p: "Input", q: "Input", weight: Tensor | None, targets: Tensor | None, of_block: OfBlock) -> Rows:
     """What `of_block` makes of the rows, a block of them at a time. Those of weight 0 are not even made.
 
     Args:
@@ -276,17 +279,19 @@ def measure_in_blocks(
     def measure(a: Tensor, b: Tensor, chosen: Tensor | None) -> Rows:
         return of_block(_logits(p, a, of_p), _logits(q, b, of_q), chosen)
 
-    def blocks(x: Head | Tensor | None) -> Iterable[Any]:
+    def blocks(x: "Input | None") -> Iterable[Any]:
         if x is None:
             return repeat(None)
         x = x.hidden if isinstance(x, Head) else x
         x = x if shape else x[None]
-        if has_gradient(x):  # cut by one operation: each of many would have a gradient as large as all rows
+        if isinstance(x, Tensor) and has_gradient(
+            x
+        ):  # cut by one operation: each of many would have a gradient as large as all rows
             return torch.split(x[places], size)
         return (x[tuple(place[k : k + size] for place in places)] for k in range(0, n, size))
 
     step: Callable[..., Rows] = measure
-    if any(x.has_gradient if isinstance(x, Head) else has_gradient(x) for x in (p, q)):
+    if any(x.has_gradient if isinstance(x, Head) else isinstance(x, Tensor) and has_gradient(x) for x in (p, q)):
         step = partial(checkpoint, measure, use_reentrant=False)  # the logits are made anew for their derivatives
     found = [step(*block) for block in zip(blocks(p), blocks(q), blocks(targets), strict=False)]
 
@@ -307,8 +312,8 @@ def measure_in_blocks(
     return Rows(kl, weight, together("agrees"), found[0].dtype, fields=together("fields"))
 
 
-def _logits(x: Head | Tensor, rows: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """Of rows of hidden states (None for all): a tensor is its own."""
+def _logits(x: "Input", rows: Any = None, out: Tensor | None = None) -> Any:
+    """Of rows of hidden states (None for all): a tensor is its own, and so is a `TopK`."""
     if isinstance(x, Head):
         return x.logits(x.hidden if rows is None else rows, out)
     return x if rows is None else rows

@@ -11,9 +11,12 @@ from klmetric.rows.rows import Rows
 
 if TYPE_CHECKING:
     from klmetric.rows.head import Head
+    from klmetric.rows.topk import TopK
+
+    Input = Tensor | Head | TopK
 
 
-def check_rows(rows: Rows, inputs: "tuple[Tensor | Head, Tensor | Head] | None", options: Options) -> None:
+def check_rows(rows: Rows, inputs: "tuple[Input, Input] | None", options: Options) -> None:
     """With nan_strategy="error", raise if a row that counts is no pair of distributions."""
     if options.nan_strategy != "error":
         return
@@ -38,8 +41,10 @@ def check_rows(rows: Rows, inputs: "tuple[Tensor | Head, Tensor | Head] | None",
     )
 
 
-def fault(row: Tensor, input_format: Format) -> str | None:
+def fault(row: "Tensor | TopK", input_format: Format) -> str | None:
     """What keeps one row from being a distribution, if anything does."""
+    if not isinstance(row, Tensor):
+        return row.fault()
     for text, bad in (
         ("NaN", row.isnan()),
         ("inf", row == math.inf),

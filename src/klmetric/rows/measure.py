@@ -1,6 +1,7 @@
 """The one path from p, q and weight to the divergence of each row."""
 
 import math
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -9,19 +10,23 @@ from torch.distributions import Distribution
 
 from klmetric.arithmetic.choose import measure_rows
 from klmetric.arithmetic.closed_forms import IN_PLACE_OF
+from klmetric.arithmetic.device import device_of_float64
 from klmetric.arithmetic.native import Totals
 from klmetric.arithmetic.plain import result_dtype
 from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Options
+from klmetric.rows.at_most import at_most
+from klmetric.rows.coarse import Coarse, coarse, most_likely
 from klmetric.rows.distributions import CATEGORICAL, kl_of_distributions, tensors_of
-from klmetric.rows.fields import OF_TARGETS, fields_of
+from klmetric.rows.fields import OF_TAILS, OF_TARGETS, fields_of
 from klmetric.rows.head import Head, as_logits, measure_in_blocks, stand_in
 from klmetric.rows.invalid import check_rows
 from klmetric.rows.rows import Rows
 from klmetric.rows.targets import check_targets
 from klmetric.rows.tensors import check_tensors, first_classes, is_sharded, warn_of_one_class, weight_of_rows
+from klmetric.rows.topk import TopK, check_with_topk
 
-Input: TypeAlias = Tensor | Distribution | Head
+Input: TypeAlias = Tensor | Distribution | Head | TopK
 
 
 def measure(
@@ -64,6 +69,8 @@ def measure(
         return rows
     if isinstance(p, Head) or isinstance(q, Head):
         return _measure_heads(p, q, weight, options, agrees, targets, fields)
+    if isinstance(p, TopK) or isinstance(q, TopK):
+        return _measure_topk(p, q, weight, options, agrees, totals, before, targets, fields)
     is_of_tensors = isinstance(p, Tensor)
     if isinstance(p, Distribution) and isinstance(q, Distribution):
         if not (isinstance(p, CATEGORICAL) and isinstance(q, CATEGORICAL)):
@@ -114,28 +121,100 @@ def _measure_heads(
     fields: tuple[str, ...],
 ) -> Rows:
     """The same of logits that are made as they are measured, on one side at least."""
-    a, b, options = as_logits(p, q, options)
-    like = stand_in(a)
-    check_tensors(like, stand_in(b), -1)
+    first, second = (stand_in(x) if isinstance(x, TopK) else x for x in (p, q))
+    a: Head | Tensor | TopK
+    b: Head | Tensor | TopK
+    a, b, its_options = as_logits(first, second, options)
+    like, other = stand_in(a), stand_in(b)
+    check_tensors(like, other, -1)
+    if isinstance(p, TopK):
+        check_with_topk(p, other, options)
+        a = p.detach()
+    elif isinstance(q, TopK):
+        check_with_topk(like, q, options)
+        b = q.detach()
     if weight is not None:
         weight = weight_of_rows(weight, like.shape[:-1], like.device)
     if targets is not None:
         targets, weight = check_targets(targets, like, weight, options)
 
-    def of_block(p: Tensor, q: Tensor, targets: Tensor | None) -> Rows:
+    def of_block(p: Tensor | TopK, q: Tensor | TopK, targets: Tensor | None) -> Rows:
+        if isinstance(p, TopK) or isinstance(q, TopK):
+            return _of_topk(p, q, its_options, agrees, fields)[0]
         if fields:
-            return _with_fields(fields, p.detach(), q.detach(), None, targets, options)
-        measured = measure_rows(p, q, options, agrees=agrees)
+            return _with_fields(fields, p.detach(), q.detach(), None, targets, its_options)
+        measured = measure_rows(p, q, its_options, agrees=agrees)
         return Rows(measured.kl, None, measured.agrees, result_dtype(p, q))
 
     rows = measure_in_blocks(a, b, weight, targets, of_block)
-    check_rows(rows, (a, b), options)
+    check_rows(rows, (a, b), its_options)
     if rows.kl.requires_grad and options.nan_strategy == "ignore" and bool((invalid := rows.kl.isnan()).any()):
         # A row that is left out sends no NaN back only if it was never there.
         counts = ~invalid if weight is None else weight.masked_fill(invalid, 0)
         again = measure_in_blocks(a, b, counts, targets, of_block)
         rows = rows._replace(kl=again.kl.masked_fill(invalid, math.nan))
     return rows
+
+
+def _measure_topk(
+    p: Input,
+    q: Input,
+    weight: Tensor | None,
+    options: Options,
+    agrees: bool,
+    totals: Totals | None,
+    before: Tensor | None,
+    targets: Tensor | None,
+    fields: tuple[str, ...],
+) -> Rows:
+    """The same where of p or q not all classes are known."""
+    a, b = check_with_topk(p, q, options)
+    if weight is not None:
+        weight = weight_of_rows(weight, a.shape[:-1], a.device)
+    if targets is not None:
+        _, weight = check_targets(targets, a, weight, options)
+    rows, pair = _of_topk(a, b, options, agrees, fields, weight, totals, before)
+    check_rows(rows, (a, b), options)
+    its_options = replace(options, input_format=pair.formats)
+    return _without_gradient_of_left_out(rows, pair.p, pair.q, its_options)
+
+
+def _of_topk(
+    p: Tensor | TopK,
+    q: Tensor | TopK,
+    options: Options,
+    agrees: bool,
+    fields: tuple[str, ...],
+    weight: Tensor | None = None,
+    totals: Totals | None = None,
+    before: Tensor | None = None,
+) -> tuple[Rows, Coarse]:
+    """Rows of the classes that both sides know, and one class more for the others."""
+    if not {*fields} <= {*OF_TAILS}:
+        raise ValueError(
+            "`measures` and `perplexity` must have p and q in full. Got a TopK. Of that there are the divergence, and"
+            " with bounds=True how large it may be."
+        )
+    device, host = p.device, device_of_float64(p.device)
+    its_weight = weight
+    if host != device:
+        p, q, its_weight = p.to(host), q.to(host), None if weight is None else weight.to(host)
+    pair = coarse(p, q, options.input_format)
+    its_options = replace(options, input_format=pair.formats)
+    # Of the pair the tail may be the most likely class.
+    its_totals = None if agrees else totals
+    measured = measure_rows(pair.p, pair.q, its_options, its_weight, totals=its_totals, before=before)
+    values = None
+    if fields:
+        most = torch.full_like(measured.kl, math.inf)
+        if isinstance(p, TopK) and isinstance(q, Tensor) and options.direction == "forward":
+            most = at_most(p, q, pair, measured.kl)
+        known = {"tail_mass": pair.tail, "at_most": most}
+        values = torch.stack([known[name] for name in fields]).detach()
+    same = most_likely(p) == most_likely(q) if agrees else None
+    dtype = result_dtype(*(x.values if isinstance(x, TopK) else x for x in (p, q)))
+    kl = measured.kl if host == device else measured.kl.to(device, dtype)
+    return Rows(kl, weight, same, dtype, measured.totals, values), pair
 
 
 def _with_fields(

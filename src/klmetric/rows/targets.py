@@ -1,5 +1,7 @@
 """What the tensor `targets` may be: in each row the class that came true, or that the row does not count."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -8,8 +10,13 @@ from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Options
 from klmetric.rows.tensors import check_data, check_storage
 
+if TYPE_CHECKING:
+    from klmetric.rows.topk import TopK
 
-def check_targets(targets: Tensor, p: Tensor, weight: Tensor | None, options: Options) -> tuple[Tensor, Tensor | None]:
+
+def check_targets(
+    targets: Tensor, p: "Tensor | TopK", weight: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor | None]:
     """Check `targets`, and leave out the rows that have none.
 
     Args:

@@ -36,27 +36,7 @@ def check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
     ):
         return  # nothing is wrong, which is known sooner than what is
     for name, x in (("p", p), ("q", q)):
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"`{name}` must be a torch.Tensor or a torch.distributions.Distribution. Got {type(x).__name__}."
-                + (" Convert it with torch.as_tensor." if x is not None else "")
-            )
-        check_storage(name, x)
-        if not x.is_floating_point():
-            hint = "Class indices become probabilities by torch.nn.functional.one_hot(...).float()."
-            if x.dtype is torch.bool:
-                hint = "Masks of classes become probabilities by .float()."
-            elif x.is_complex():
-                hint = "If the imaginary parts are 0, take .real."
-            raise TypeError(
-                f"`{name}` must hold floating-point probabilities, log-probabilities or logits. Got {x.dtype}, shape"
-                f" {tuple(x.shape)}. {hint}"
-            )
-        if x.dtype not in DTYPES:
-            raise TypeError(
-                f"`{name}` must be float16, bfloat16, float32 or float64. Got {x.dtype}, shape {tuple(x.shape)}."
-                " Convert it with .float(), times its scale if it has one."
-            )
+        check_one(name, x)
     if p.shape != q.shape:
         raise ValueError(
             f"`q` must have the shape of `p`. Got p {tuple(p.shape)} and q {tuple(q.shape)}."
@@ -66,12 +46,42 @@ def check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
         raise ValueError(f"`p` and `q` must share a device. Got p on {p.device}, q on {q.device}. Use q.to(p.device).")
     for name, x in (("p", p), ("q", q)):
         check_data(name, x)
-    if not -p.ndim <= dim < p.ndim:
-        raise ValueError(
-            f"`dim` must be an axis of the input. Got dim={dim} for shape {tuple(p.shape)}. Classes are mostly last."
+    check_axis(p, dim)
+
+
+def check_one(name: str, x: object) -> None:
+    """Raise unless p or q is a tensor that can hold distributions."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"`{name}` must be a torch.Tensor or a torch.distributions.Distribution. Got {type(x).__name__}."
+            + (" Convert it with torch.as_tensor." if x is not None else "")
         )
-    if p.shape[dim] == 0:
-        raise ValueError(f"The class axis must not be empty. Got shape {tuple(p.shape)}, dim={dim}. Is `dim` right?")
+    check_storage(name, x)
+    if not x.is_floating_point():
+        hint = "Class indices become probabilities by torch.nn.functional.one_hot(...).float()."
+        if x.dtype is torch.bool:
+            hint = "Masks of classes become probabilities by .float()."
+        elif x.is_complex():
+            hint = "If the imaginary parts are 0, take .real."
+        raise TypeError(
+            f"`{name}` must hold floating-point probabilities, log-probabilities or logits. Got {x.dtype}, shape"
+            f" {tuple(x.shape)}. {hint}"
+        )
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"`{name}` must be float16, bfloat16, float32 or float64. Got {x.dtype}, shape {tuple(x.shape)}."
+            " Convert it with .float(), times its scale if it has one."
+        )
+
+
+def check_axis(x: Tensor, dim: int) -> None:
+    """Raise unless there is such an axis of classes."""
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(
+            f"`dim` must be an axis of the input. Got dim={dim} for shape {tuple(x.shape)}. Classes are mostly last."
+        )
+    if x.shape[dim] == 0:
+        raise ValueError(f"The class axis must not be empty. Got shape {tuple(x.shape)}, dim={dim}. Is `dim` right?")
 
 
 def first_classes(name: str, x: Tensor, options: Options) -> Tensor:

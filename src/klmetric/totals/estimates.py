@@ -14,7 +14,7 @@ Estimate = dict[str, float]
 # Of a normal distribution, this many standard deviations on either side hold 95 %.
 Z = 1.96
 # The fields in nats, which are reported in the unit of `base`.
-IN_NATS = ("reverse", "jensen_shannon", "llama_cpp")
+IN_NATS = ("reverse", "jensen_shannon", "at_most", "llama_cpp")
 
 # The quantiles of delta p, which llama.cpp has as well.
 QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
