@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from every_kind import INF, LOGITS, NAN, PROBS, cases_by_kind, check
+from every_kind import INF, LOGITS, NAN, PROBS, cases_by_kind, check, reference
 
 from klmetric.arithmetic import native, threads
 from klmetric.arithmetic.level import LEVELS as ALL_LEVELS
@@ -106,6 +106,29 @@ def test_of_views_that_are_negated():
     here = native.measure(p, q, PROBS, weight=weight[:, 0], totals=ASKED)
     assert torch.equal(here.kl, there.kl)
     assert torch.equal(here.totals, there.totals)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 3.3])
+@pytest.mark.parametrize("classes", [100, 300, 1000, 1023, 1024, 2047, 4096])
+def test_classes_that_are_all_alike_but_one(classes, temperature):
+    # As in smoothed labels: every rounding of a sum goes the same way.
+    g = torch.Generator().manual_seed(classes)
+    p, q = (5 * torch.randn(30, 1, generator=g) * torch.ones(classes) for _ in range(2))
+    p[:, classes // 3] += 1 + 11 * torch.rand(30, generator=g)
+    q[::2, classes // 2] += 12 * torch.rand(15, generator=g)
+    found = measured(p, q, temperature=temperature)
+    in_probs = measured(p.softmax(-1), q.softmax(-1), PROBS)
+    for row in range(0, 30, 7):
+        assert found[row] == pytest.approx(reference(p[row], q[row], LOGITS, temperature), rel=1e-6)
+        expected = reference(p[row].softmax(-1), q[row].softmax(-1), PROBS)
+        assert in_probs[row] == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_a_masked_neighbour_changes():
+    p, q = torch.tensor([[1.0, 2.0]]), torch.tensor([[-99.0, -98.5]])  # so far below that exp would overflow
+    masked = torch.tensor([[-INF, 0.0]])
+    together = measured(torch.cat([p, masked]), torch.cat([q, torch.zeros(1, 2)]))
+    assert torch.equal(together[:1], measured(p, q))
 
 
 FINENESS, TOP = 9, 3

@@ -85,6 +85,31 @@ def test_the_definition(case, temperature):
             assert ours[row].item() == pytest.approx(float(theirs), rel=0, abs=within)
 
 
+@pytest.mark.parametrize("classes", [3, 200, 2000])
+@pytest.mark.parametrize("mask", [-1e9, -1e12, -1e20, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_class_of_q_that_is_masked_with_a_number(classes, mask, dtype):
+    p, q = near(0.3, dtype, classes=classes)
+    q[:, 1] = mask
+    found = statistics(p[:2], q[:2], ("logits", "logits"))
+    for row in range(2):
+        expected = exact(p[row], q[row])
+        for name in ("jensen_shannon", "total_variation", "reverse"):
+            assert getattr(found, name)[row].item() == pytest.approx(float(expected[name]), rel=PROMISE), name
+        theirs = float(log_mass(q[row], "logits", 1.0))
+        assert found.log_mass_q[row].item() == pytest.approx(
+            theirs, rel=0, abs=1e-11 if dtype.itemsize > 4 else PROMISE
+        )
+
+
+@pytest.mark.parametrize("both_ways", ["kernel", "plain"], indirect=True)
+def test_one_class_is_no_difference(both_ways):
+    p = 1e4 * torch.randn(50, 1)
+    found = statistics(p, torch.randn(50, 1), ("logits", "logits"), 0.3)
+    assert all((x == 0).all() for x in found[:4])
+    assert found.agree.all()
+
+
 @pytest.mark.parametrize("formats", [("probs", "probs"), ("probs", "logits"), ("log_probs", "probs")])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_formats(formats, temperature):

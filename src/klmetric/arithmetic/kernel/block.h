@@ -43,6 +43,23 @@ template <class Step> INLINE void each(const Floats &x, Step f) {
   each<FLOATS>(x.whole, [&](int i, int j) EACH { f(load<F>(x.a + i), load<F>(x.b + i), i, j); });
   if (x.tail_a) f(load<F>(x.tail_a), load<F>(x.tail_b), x.whole, 0);
 }
+// Two sums of floats, j alternating, brought together in double after some terms: where all classes are alike, every
+// addition rounds the same way, and of many in a row the errors would show.
+constexpr int IN_FLOAT = 16 * FLOATS; // classes
+struct Sum {
+  F part[2] = {};
+  W whole{};
+  INLINE void together() { whole = whole + (doubles(part[0]) + doubles(part[1])), part[0] = part[1] = F{}; }
+};
+INLINE double total(const Sum &s) { return total(s.whole); }
+template <class Step, class... Sums> INLINE void each(const Floats &x, Step f, Sums &...sums) {
+  for (int from = 0; from < x.whole; from += IN_FLOAT) {
+    int n = x.whole - from < IN_FLOAT ? x.whole - from : IN_FLOAT;
+    each<FLOATS>(n, [&](int i, int j) EACH { f(load<F>(x.a + from + i), load<F>(x.b + from + i), from + i, j); });
+    (sums.together(), ...);
+  }
+  if (x.tail_a) f(load<F>(x.tail_a), load<F>(x.tail_b), x.whole, 0), (sums.together(), ...);
+}
 INLINE void ahead(const Floats &x, int i) { __builtin_prefetch(x.a + i + BLOCK), __builtin_prefetch(x.b + i + BLOCK); }
 
 // What rounding took from d = b - a. (Knuth's TwoSum.)
@@ -182,49 +199,54 @@ template <bool P, bool Q> APART bool block_of_logs(const Floats &block, Scale s,
   constexpr bool MIXED = P || Q;
   Exponential base(s, all(P ? 0 : top.p)), base_q(s, all(Q ? 0 : top.q));
   int power = P ? 0 : base.k[0], shift = (Q ? 0 : base_q.k[0]) - power;
-  F sum_w[2] = {}, S[2] = {}, low = all(INF), high = -low, lost = high, none = high;
+  F low = all(INF), high = -low, lost = high, none = high;
+  Sum sum_w, S;
   F level = level_of<P, Q>(all(top.p), all(top.q));
   each(block, [&](F x, F y, int i, int j) EACH {
     Term term = term_of<P, Q>(x, y, level, s, base);
     lost = larger(term.is_p ? none : y, lost); // q of the classes without p
-    sum_w[j] += term.w, S[j] = fma(term.w, term.d, S[j]), low = smaller(term.d, low), high = larger(term.d, high);
+    sum_w.part[j] += term.w, S.part[j] = fma(term.w, term.d, S.part[j]), low = smaller(term.d, low), high = larger(term.d, high);
     store(k.w + i, term.w), store(k.d + i, term.d);
     if (MIXED) store(k.rest + i, term.rest);
     ahead(block, i);
-  });
+  }, sum_w, S);
   auto mass_of_q = [&](bool without_p) EACH {
-    F V[2] = {};
+    Sum V;
     each(block, [&](F x, F y, int, int j) EACH {
       F v = weight<Q>(y, s, base_q);
-      V[j] += !without_p ? v : has_mass<P>(x) ? F{} : v;
-    });
-    return total(V[0] + V[1]);
+      V.part[j] += !without_p ? v : has_mass<P>(x) ? F{} : v;
+    }, V);
+    return total(V);
   };
-  double mass = total(sum_w[0] + sum_w[1]), mean = total(S[0] + S[1]) / mass, c = mean * s.tau;
+  double mass = total(sum_w), mean = total(S) / mass, c = mean * s.tau;
   double below = least(low) * s.tau - c, above = largest(high) * s.tau - c;
   part = {power * LN2_D, mass, 1, c, 0, 0, 0, -D_INF};
   if (!(below > -1e4)) return false;
   if (below < -80 || above > FAR) {
+    W exact{}; // c once more, of which every digit counts here
+    each(block, [&](F, F, int i, int) EACH { exact = exact + doubles(load<F>(k.w + i)) * doubles(load<F>(k.d + i)); });
+    part.centre = c = total(exact) / mass * s.tau;
     double l = shift * LN2_D + log(mass_of_q(false)) - log(mass) - c;
     part.extra = l;
     return l > 0.3 * (1 + (c < 0 ? -c : c)); // else it is a difference of larger numbers
   }
   bool near = below > -NEAR && above < NEAR, exact = !near || MIXED;
   for (int attempt = 0; attempt < 3; attempt++) {
-    F A[2] = {}, B[2] = {}, centre = all(float(mean));
+    F centre = all(float(mean));
+    Sum A, B;
     auto add = [&](auto phi_of, bool with_rest) EACH {
       each(block, [&](F x, F y, int i, int j) EACH {
         F w = load<F>(k.w + i), d = load<F>(k.d + i), t = d - centre;
         if (with_rest) t += MIXED ? load<F>(k.rest + i) : has_mass<P>(x) ? lost_in(d, y, x) : F{};
         t *= s.factor; // at last: a product with a large d would have no digits to spare
-        B[j] = fma(w, t, B[j]), A[j] = fma(w, phi_of(t), A[j]);
-      });
+        B.part[j] = fma(w, t, B.part[j]), A.part[j] = fma(w, phi_of(t), A.part[j]);
+      }, A, B);
     };
     if (!near) add([](F t) EACH { return phi(t); }, true);
     else if (exact) add([](F t) EACH { return phi_near(t); }, true);
     else add([](F t) EACH { return phi_near(t); }, false);
     part.centre = float(mean) * s.tau;
-    double x = total(A[0] + A[1]) / mass, y = total(B[0] + B[1]) / mass;
+    double x = total(A) / mass, y = total(B) / mass;
     if (largest(lost) > (Q ? 0 : -INF)) { // the term of a class without p is its q
       double scale = shift * LN2_D - part.centre;
       if (scale > 600) return false;
@@ -248,19 +270,18 @@ INLINE ProbsTerm term_of_probs(F p, F q, F rho, F each_q) {
 }
 APART bool block_of_probs(const Floats &block, Tops top, Part &part) {
   if (top.bad) return false;
-  F P[2] = {}, Q[2] = {};
-  each(block, [&](F p, F q, int i, int j) EACH { P[j] += p, Q[j] += q, ahead(block, i); });
-  double mass = total(P[0] + P[1]), mass_q = total(Q[0] + Q[1]);
+  Sum P, Q, A, B;
+  each(block, [&](F p, F q, int i, int j) EACH { P.part[j] += p, Q.part[j] += q, ahead(block, i); }, P, Q);
+  double mass = total(P), mass_q = total(Q);
   float rho = float(mass_q / mass);
   if (!(is_tame(mass) && is_tame(mass_q) && is_tame(rho))) return false;
-  F A[2] = {}, B[2] = {};
   I fit = ~I{};
   each(block, [&](F p, F q, int, int j) EACH {
     ProbsTerm term = term_of_probs(p, q, all(rho), all(1 / rho));
-    B[j] += term.d, A[j] += term.a, fit &= term.fit;
-  });
+    B.part[j] += term.d, A.part[j] += term.a, fit &= term.fit;
+  }, A, B);
   if (any(~fit)) return false;
-  double x = total(A[0] + A[1]) / mass, y = total(B[0] + B[1]) / mass / rho;
+  double x = total(A) / mass, y = total(B) / mass / rho;
   part = {0, mass, rho, 0, y, 0, y - x, -D_INF};
   return true;
 }

@@ -17,7 +17,7 @@ struct Table { // [class][row]
 struct Lane { W sum, y; I done, agrees; }; // KL = log1p(sum) - y
 
 // A sum over classes, eight at a time: one after the other they would round off more than is promised.
-struct Sum {
+struct LaneSum {
   F before{}, eight{};
   INLINE void add(F x, int i) { eight += x, next(i); }
   INLINE void add_product(F x, F y, int i) { eight = fma(x, y, eight), next(i); }
@@ -43,7 +43,7 @@ template <bool P, bool Q> APART Lane lanes_of_logs(Table &table, Scale scale) {
   F none = all(-INF), level = level_of<P, Q>(top.p, top.q), factor = all(scale.factor);
   I fit = top.fit & in_reach<P>(top.p, scale) & in_reach<Q>(top.q, scale);
   Exponential base(scale, fit ? top.p : F{});
-  Sum of_w, of_terms;
+  LaneSum of_w, of_terms;
   F S{}, low = all(INF), high = none, lost = none;
   table.each([&](F x, F y, int i) EACH {
     Term term = term_of<P, Q>(x, y, level, scale, base);
@@ -73,7 +73,7 @@ template <bool P, bool Q> APART Lane lanes_of_logs(Table &table, Scale scale) {
     table.each([&](F x, F y, int) EACH { V += has_mass<P>(x) ? F{} : weight<Q>(y, scale, base_q); });
     W power = doubles(floats((Q ? I{} : base_q.k) - (P ? I{} : base.k)));
     W from = (power * LN2_D - doubles(centre) * scale.tau) - doubles(more);
-    fit &= floats(from) < 60.f;
+    fit &= ~has_mass<Q>(lost) | (floats(from) < 60.f);
     x = x + doubles(V) / doubles(mass) * exp(smaller(from, W{} + 60.));
   }
   return {x + y, y, fit, top.agrees};
@@ -81,7 +81,7 @@ template <bool P, bool Q> APART Lane lanes_of_logs(Table &table, Scale scale) {
 
 APART Lane lanes_of_probs(Table &table) {
   LaneTops top = tops_of_lanes<true, true>(table);
-  Sum of_p, of_q, of_terms; // both alike, so that rho is 1 where p is q
+  LaneSum of_p, of_q, of_terms; // both alike, so that rho is 1 where p is q
   table.each([&](F p, F q, int i) EACH { of_p.add(p, i), of_q.add(q, i); });
   F P = of_p.total(), Q = of_q.total(), rho = Q / P, each_q = 1.f / rho, B{};
   I fit = top.fit & is_tame(P) & is_tame(Q) & is_tame(rho);

@@ -81,7 +81,7 @@ template <class T> INLINE void follow(Leader &l, const T *x, int n, int64_t at, 
 
 // ---- one row --------------------------------------------------------------------------------------------------------
 // The chain rule of KL: KL(p || q) = KL(P || Q) + sum_j P_j KL(p | j || q | j) for the masses P, Q of blocks j. Masses
-// and offsets are taken from those of the first block that has any, so that large common logits cost no digits.
+// and offsets are taken from those of the heaviest block, so that large common logits cost no digits.
 APART Part merge(const Part *parts, int n) {
   alignas(64) double a[PARTS], b[PARTS], k[PARTS], mass[PARTS], ratio[PARTS], sum[PARTS];
   int full = (n + DOUBLES - 1) / DOUBLES * DOUBLES, ref = 0;
@@ -91,11 +91,11 @@ APART Part merge(const Part *parts, int n) {
     mass[j] = p.mass, ratio[j] = p.ratio, sum[j] = p.sum;
     edge = p.edge > edge ? p.edge : edge;
   }
-  while (ref < n - 1 && parts[ref].mass == 0) ref++;
-  double top = parts[ref].top, centre = parts[ref].centre;
   for (int j = 0; j < full; j += DOUBLES) {
     store(a + j, log(load<D>(mass + j))), store(b + j, log(load<D>(ratio + j))), store(k + j, log1p(load<D>(sum + j)));
   }
+  for (int j = 1; j < n; j++) if (parts[j].top + a[j] > parts[ref].top + a[ref]) ref = j;
+  double top = parts[ref].top, centre = parts[ref].centre;
   for (int j = 0; j < full; j++) {
     const Part &p = j < n ? parts[j] : nothing();
     double l = k[j] + p.extra, offset = (p.centre - centre) + b[j];

@@ -100,6 +100,16 @@ template <class V> struct Terms {
   }
 };
 
+// Those of floats, brought together in double now and then, as `Sum` does it.
+struct FloatTerms : Terms<F> {
+  Terms<W> whole;
+  INLINE void together() {
+    whole.reverse = whole.reverse + doubles(reverse), whole.jensen_shannon = whole.jensen_shannon + doubles(jensen_shannon);
+    whole.total_variation = whole.total_variation + doubles(total_variation);
+    reverse = jensen_shannon = total_variation = F{};
+  }
+};
+
 // Of one block, with what two rows come to as a whole: log mass of p, that of q less that of p, and 1/T.
 struct Whole { double log_mass, apart, tau; };
 
@@ -110,7 +120,7 @@ template <class V, class T> INLINE V log_ratio(V x, V y, V t) {
 }
 
 // Of logits in float. `lost` is the largest logit of q of the classes without p.
-APART bool terms_in_float(const Floats &block, const Scale &s, const Whole &row, Terms<F> &terms, F &lost) {
+APART bool terms_in_float(const Floats &block, const Scale &s, const Whole &row, FloatTerms &terms, F &lost) {
   float top_p = float(row.log_mass / row.tau), top_q = float((row.log_mass + row.apart) / row.tau);
   if (!(top_p > -s.reach && top_p < s.reach && top_q > -s.reach && top_q < s.reach)) return false;
   Exponential base(s, all(top_p)), base_q(s, all(top_q));
@@ -128,7 +138,7 @@ APART bool terms_in_float(const Floats &block, const Scale &s, const Whole &row,
     larger_one.under = up ? base_q.under : base.under, larger_one.k = up ? base_q.k : base.k;
     terms.add(exp(up ? y : x, s, larger_one) * (up ? of_q : of_p), t);
     lost = larger(x > none ? none : y, lost);
-  });
+  }, terms);
   return true;
 }
 APART void terms_in_double(const double *a, const double *b, int n, const Whole &row, Terms<D> &terms, D &lost) {
@@ -149,11 +159,11 @@ void measures_of(const Job &job, Row p, Row q, const Whole &row, const Scale &sc
     int n = job.classes - at < BLOCK ? int(job.classes - at) : BLOCK;
     if (fast) {
       Floats block = block_of(p, q, at, n, k);
-      Terms<F> terms;
+      FloatTerms terms;
       F lost_here = all(-INF);
       first.add(block.a, n, at), second.add(block.b, n, at);
       if (terms_in_float(block, scale, row, terms, lost_here)) {
-        terms.add_to(s), lost = larger(lost, double(largest(lost_here)));
+        terms.whole.add_to(s), lost = larger(lost, double(largest(lost_here)));
         continue;
       }
     }
@@ -169,6 +179,16 @@ void measures_of(const Job &job, Row p, Row q, const Whole &row, const Scale &sc
   for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = first.agrees(second, TOP[i]);
 }
 
+// The log mass of a row, with its largest class known.
+APART double log_mass_of(const Job &job, Row x, double largest, double tau, Scratch &k) {
+  D sum{};
+  for (int64_t at = 0; at < job.classes; at += BLOCK) {
+    int n = job.classes - at < BLOCK ? int(job.classes - at) : BLOCK, full = read_logs(x, at, n, k.q, [](const double *) {});
+    each<DOUBLES>(full, [&](int i, int) EACH { sum += exp((load<D>(k.q + i) - largest) * tau); });
+  }
+  return largest * tau + log(total(sum));
+}
+
 // Of row r; without `measures`, only what the divergence itself takes: the others are NaN. Where classes are few, `kl` is
 // known: it has the bits there that it has elsewhere.
 Statistics statistics_of(const Job &job, int64_t r, const Scale &scale, Scratch &k, bool measures, double kl, bool *agrees) {
@@ -179,13 +199,19 @@ Statistics statistics_of(const Job &job, int64_t r, const Scale &scale, Scratch 
   for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = false;
   if (kl != kl) return {D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN};
   Whole row{part.top + log(part.mass), part.centre + log(part.ratio) + log1p(part.sum) + part.extra, scale.tau};
-  double largest = job.p.format == PROBS ? log(leaders[0].value) : leaders[0].value;
-  double confidence = exp(D{} + (largest * scale.tau - row.log_mass))[0];
+  auto largest = [&](int side) { return (side ? job.q : job.p).format == PROBS ? log(leaders[side].value) : leaders[side].value; };
+  // A class of q that is masked with a large number moves the centres so far that no digits are left of what is apart.
+  constexpr double BEYOND = 1e4;
+  bool is_far = !(part.centre > -BEYOND && part.centre < BEYOND && kl < BEYOND);
+  if (is_far && leaders[1].value > (job.q.format == PROBS ? 0 : -D_INF))
+    row.apart = log_mass_of(job, q, largest(1), scale.tau, k) - row.log_mass;
+  double confidence = exp(D{} + (largest(0) * scale.tau - row.log_mass))[0];
   Statistics s{kl, D_NAN, D_NAN, D_NAN, row.log_mass, row.log_mass + row.apart, confidence};
   agrees[0] = leaders[0].place == leaders[1].place;
   if (!measures) return s;
   s.reverse = s.jensen_shannon = s.total_variation = 0;
-  measures_of(job, p, q, row, scale, k, s, agrees);
+  if (job.classes > 1) measures_of(job, p, q, row, scale, k, s, agrees);
+  else for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = true;
   return s;
 }
 
