@@ -1,6 +1,8 @@
 """`klmetric compare --rows`: the values of each row, against plain float64 numpy."""
 
 import json
+import os
+import shutil
 import signal
 import sys
 from functools import partial
@@ -16,7 +18,7 @@ from language import normalised
 from processes import forked
 from trained import text
 
-from klmetric.command import kept_rows, measure, row_files
+from klmetric.command import compare, kept_rows, measure, row_files
 from klmetric.saved.formats.llama import MAGIC
 
 SAMPLES, POSITIONS = 60, 24
@@ -137,6 +139,22 @@ class TestTable:
         expected = of_rows(logits["full"] / 2, logits["int8"] / 2, targets)
         expected |= {name: expected[name] / np.log(2) for name in ("kl", "reverse", "jensen_shannon")}
         agree(columns_of(tmp_path / "rows.parquet", "int8"), expected, targets != -100)
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
+    @pytest.mark.parametrize("name", [b"\xff", "ü\n\x1b".encode()])
+    def test_a_name_that_is_no_text(self, folder, tmp_path, name):
+        """It reads as in the other reports."""
+        path = tmp_path / os.fsdecode(name + b".npy")
+        shutil.copy(folder / "int8.npy", path)
+        arguments = ["compare", path, path, folder / "int8.npy", "--input-format", "logits"]
+        done = forked(*arguments, "--rows", "rows.parquet", "--csv", "o.csv", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        expected = os.fsdecode(name).encode("utf-8", "backslashreplace").decode()
+        table = pq.read_table(tmp_path / "rows.parquet")
+        assert table["model"].unique().to_pylist() == [expected, "int8"]
+        assert expected in (tmp_path / "o.csv").read_text(encoding="utf-8")
+        assert json.loads(table.schema.metadata[b"klmetric"])["reference"] == str(path)
 
     def test_the_floor_is_a_model(self, folder, tmp_path):
         run(folder / "full.npy", folder / "int8.npy", "--floor", folder / "bf16.npy", "--rows", tmp_path / "r.parquet")
@@ -436,6 +454,24 @@ class TestErrors:
     def test_it_must_not_take_the_place_of_what_is_read(self, folder):
         done = run(folder / "full.npy", folder / "int8.npy", "--rows", folder / "int8.npy", code=2)
         assert "A report must not take the place of what it is about." in done.stderr.replace("\n", " ")
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+    @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+    @pytest.mark.parametrize("is_link", [False, True])
+    def test_a_pipe_stays_one(self, folder, tmp_path, monkeypatch, suffix, is_link):
+        """A device too: what is no file is not to be replaced by one."""
+        monkeypatch.setattr(compare, "measure_share", None)  # nothing is measured
+        pipe, path = tmp_path / f"pipe{suffix}", tmp_path / f"link{suffix}"
+        os.mkfifo(pipe)
+        path.symlink_to(pipe)
+        path = path if is_link else pipe
+        done = run(folder / "full.npy", folder / "int8.npy", "--rows", path, code=2)
+        assert done.stderr == (
+            f"Error: --rows must name a file, which is replaced, or a new one. Got {path}, which is a pipe or a device."
+            " Name a file, and copy it there.\n"
+        )
+        assert pipe.is_fifo()
+        assert sorted(tmp_path.iterdir()) == sorted([pipe, tmp_path / f"link{suffix}"])
 
     def test_without_pyarrow(self, folder, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "pyarrow", None)

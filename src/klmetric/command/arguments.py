@@ -7,7 +7,7 @@ from typing import Any
 
 from klmetric.command.limits import parsed
 from klmetric.command.sizes import Sizes, parsed_sizes
-from klmetric.command.whole import try_place
+from klmetric.command.whole import is_replaced, try_place
 from klmetric.options import FORMATS, Options, check_base, check_choice, check_options
 from klmetric.saved.errors import InputError, check_is_there
 
@@ -102,6 +102,11 @@ def check(arguments: Arguments) -> None:
     for path, other in combinations(written, 2):
         if path.resolve() == other.resolve() and (path.is_file() or not path.exists()):
             raise InputError(f"Each report must go into a file of its own. Got {path} for two.")
+    if arguments.rows is not None and not is_replaced(arguments.rows):
+        raise InputError(
+            f"--rows must name a file, which is replaced, or a new one. Got {arguments.rows}, which is a pipe or a"
+            " device. Name a file, and copy it there."
+        )
     for path in written:
         try_place(path)
 

@@ -105,8 +105,9 @@ class Table:
         pa, task, models = self.pa, self.task, len(self.names)
 
         def named(numbers: Any, names: list[str]) -> Any:
+            text = [name.encode("utf-8", "backslashreplace") for name in names]  # those of files may be anything
             return pa.DictionaryArray.from_arrays(
-                pa.array(numbers, pa.int32()), pa.array(names, pa.string())
+                pa.array(numbers, pa.int32()), pa.array(text, pa.string())
             ).dictionary_decode()
 
         def of_each(x: Tensor) -> Any:

@@ -26,7 +26,7 @@ def try_place(path: Path) -> None:
     with told_of(path, "Name another file."):
         if place.is_file():
             place.open("r+b").close()  # may it be written over?
-        if _is_replaced(place):
+        if is_replaced(place):
             with _beside(place, bytes(TRIED)):
                 pass
 
@@ -39,7 +39,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     place = _place_of(path)
     with told_of(path, UNCHANGED):
-        if not _is_replaced(place):
+        if not is_replaced(place):
             place.write_bytes(data)
             return
         with _beside(place, data) as new:
@@ -58,6 +58,11 @@ def put_in_place(new: Path, path: Path) -> None:
     os.replace(new, place)
 
 
+def is_replaced(path: Path) -> bool:
+    """Not a device or a pipe, into which one can only write."""
+    return path.is_file() or not path.exists()
+
+
 def name_beside(path: Path) -> Path:
     """A name that no file has, in the folder of this one."""
     return _place_of(path).with_name(f".klmetric-{token_hex(8)}.tmp")
@@ -65,11 +70,6 @@ def name_beside(path: Path) -> Path:
 
 def _place_of(path: Path) -> Path:
     return Path(os.path.realpath(path))  # where it is a link, it stays one
-
-
-def _is_replaced(place: Path) -> bool:
-    """Not a device or a pipe, into which one can only write."""
-    return place.is_file() or not place.exists()
 
 
 @contextmanager
