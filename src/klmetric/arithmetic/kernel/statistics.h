@@ -200,11 +200,12 @@ Statistics statistics_of(const Job &job, int64_t r, const Scale &scale, Scratch 
   if (kl != kl) return {D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN};
   Whole row{part.top + log(part.mass), part.centre + log(part.ratio) + log1p(part.sum) + part.extra, scale.tau};
   auto largest = [&](int side) { return (side ? job.q : job.p).format == PROBS ? log(leaders[side].value) : leaders[side].value; };
-  // A class of q that is masked with a large number moves the centres so far that no digits are left of what is apart.
-  constexpr double BEYOND = 1e4;
+  // A class of q that is masked with a large number moves the centres so far that no digits are left of
+  // what is apart; a constant in all logits, so far that some are lost.
+  constexpr double BEYOND = 64;
   bool is_far = !(part.centre > -BEYOND && part.centre < BEYOND && kl < BEYOND);
   if (is_far && leaders[1].value > (job.q.format == PROBS ? 0 : -D_INF))
-    row.apart = log_mass_of(job, q, largest(1), scale.tau, k) - row.log_mass;
+    row.log_mass = log_mass_of(job, p, largest(0), scale.tau, k), row.apart = log_mass_of(job, q, largest(1), scale.tau, k) - row.log_mass;
   double confidence = exp(D{} + (largest(0) * scale.tau - row.log_mass))[0];
   Statistics s{kl, D_NAN, D_NAN, D_NAN, row.log_mass, row.log_mass + row.apart, confidence};
   agrees[0] = leaders[0].place == leaders[1].place;
