@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from contextlib import nullcontext
 
 import mpmath
@@ -10,12 +11,14 @@ import torch
 import torch.distributions as D
 from cases import DIRECTIONS, logits
 from fuzz import kl_of_logs
+from processes import alone, peak, peak_from_now
 from reference import kl_of_row
 from tails import KINDS, pairs, worst
 from torch import Tensor
 
 import klmetric
 from klmetric import Head, KLDivergence, KLDivergenceSummary, TopK, kl_divergence, kl_divergence_bounds
+from klmetric.rows import head as heads
 
 ROWS = {"reduction": "none"}
 LOGITS = {"input_format": "logits", **ROWS}
@@ -240,6 +243,42 @@ def test_a_row_is_the_same_in_any_batch_and_however_it_lies():
     assert torch.equal(lone, together[4, 1])
 
 
+def test_the_number_of_threads_does_not_matter():
+    p, q = 2 * logits(7, 40_000), (2 * logits(7, 40_000, seed=1)).double().softmax(-1)
+    teacher, threads = top(p, 20), torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            one_by_one = [kl_divergence(*row, **ROWS) for row in zip(teacher.split(1), q.split(1), strict=True)]
+            found += [kl_divergence(teacher, q, **ROWS), torch.cat(one_by_one)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(x, found[0]) for x in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_far_from_0(dtype):
+    """Whose exponentials are no numbers, in rows beside others."""
+    p = logits(6, 30, dtype=dtype)
+    q = p + 0.5 * logits(6, 30, seed=1, dtype=dtype)
+    teacher = top(p, 5)
+    q = q + torch.tensor([0.0, 600.0, 1e4, -600.0, -1e4, 0.0], dtype=dtype).unsqueeze(-1)
+    q[5] = q[5].where(torch.isin(torch.arange(30), teacher.indices[5]), q[5] - 700)  # its tail is next to nothing
+    values = kl_divergence(teacher, q, **LOGITS)
+    for i, value in enumerate(values):
+        assert value.item() == pytest.approx(expected(teacher[i], q[i], "forward", "logits"), rel=1e-6)
+        assert torch.equal(kl_divergence(teacher[i], q[i], **LOGITS), value)
+    q = q.requires_grad_()
+    kl_divergence(teacher, q, input_format="logits", reduction="sum").backward()
+    tail = 1 - teacher.values.double().exp().sum(-1, keepdim=True)
+    is_known = torch.zeros(6, 30, dtype=torch.bool).scatter(-1, teacher.indices, True)
+    shares = q.detach().double().masked_fill(is_known, -math.inf).softmax(-1)
+    of_p = (tail * shares).scatter(-1, teacher.indices, teacher.values.double().exp())
+    by_hand = q.detach().double().softmax(-1) - of_p
+    torch.testing.assert_close(q.grad.double(), by_hand, rtol=1e-4, atol=2e-7 if dtype == torch.float32 else 1e-12)
+
+
 def test_rounding_in_a_tail_makes_nothing_infinite():
     p = torch.tensor([[20.0, 10.0, -10.0, -10.0]])
     q = torch.tensor([[20.0, 10.0, -math.inf, -math.inf]])
@@ -455,7 +494,54 @@ def test_a_head_learns_from_it():
     torch.testing.assert_close(of_head, of_full)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_gradients_of_both_sides_beside_a_head(swapped, direction, monkeypatch):
+    monkeypatch.setattr(heads, "rows_at_once", lambda classes: 4)
+    hidden, weight = (logits(*shape, dtype=torch.float64).requires_grad_() for shape in ((3, 5, 8), (40, 8)))
+    values, indices = logits(3, 5, 40, seed=1, dtype=torch.float64).log_softmax(-1).topk(6)
+    teacher, of_rows = TopK(values.requires_grad_(), indices, 40), torch.tensor([1.0, 0.0, 2.0])
+
+    def gradients(student):
+        pair = (student, teacher) if swapped else (teacher, student)
+        value = kl_divergence(*pair, input_format="logits", direction=direction, weight=of_rows)
+        return torch.autograd.grad(value, (values, hidden, weight))
+
+    found = gradients(Head(hidden, weight))
+    assert found[0][[0, 2]].any()
+    torch.testing.assert_close(found, gradients(hidden @ weight.T), rtol=1e-9, atol=1e-15)
+
+
 # ---- gradients -------------------------------------------------------------------------------------------------------
+def test_by_the_formula():
+    """The tails have their gradients, through the values of p and through all classes of q."""
+    q = logits(4, 9, dtype=torch.float64).requires_grad_()
+    values, indices = logits(4, 9, seed=1, dtype=torch.float64).log_softmax(-1).topk(3)
+    values.requires_grad_()
+    is_known = torch.zeros(4, 9, dtype=torch.bool).scatter(-1, indices, True)
+    log_q, tail = q.log_softmax(-1), 1 - values.exp().sum(-1)
+    others = log_q.masked_fill(is_known, -math.inf).logsumexp(-1)
+    formula = (values.exp() * (values - log_q.gather(-1, indices))).sum(-1) + tail * (tail.log() - others)
+    by_hand = torch.autograd.grad(formula.mean(), (values, q))
+    found = torch.autograd.grad(kl_divergence(TopK(values, indices, 9), q, input_format="logits"), (values, q))
+    torch.testing.assert_close(found, by_hand, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("input_format", ["logits", "probs"])
+def test_gradients_of_lower_precision(dtype, input_format):
+    x = 2 * logits(6, 30, seed=1)
+    q = (x.softmax(-1) if input_format == "probs" else x).to(dtype)
+    teacher = top(logits(6, 30), 5)
+    grads = []
+    for student in (q.clone(), q.double()):
+        student.requires_grad_()
+        kl_divergence(teacher, student, input_format=input_format).backward()
+        assert student.grad.dtype == student.dtype
+        grads.append(student.grad.double())
+    torch.testing.assert_close(*grads, rtol=4 * torch.finfo(dtype).eps, atol=2e-7)
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("input_format", ["logits", "log_probs", "probs"])
 @pytest.mark.parametrize("sides", ["p", "q", "both"])
@@ -492,6 +578,15 @@ def test_a_row_that_does_not_count_has_no_gradient():
     alone = q.detach()[[0, 3]].requires_grad_()
     kl_divergence(teacher[[0, 3]], alone, input_format="logits").backward()
     torch.testing.assert_close(q.grad[[0, 3]], alone.grad)
+
+
+def test_padding_has_no_gradient():
+    teacher, q = top(logits(4, 9), 3), logits(4, 9, seed=1).requires_grad_()
+    pad = torch.full((4, 2), math.nan), torch.full((4, 2), -1)
+    padded = TopK(*(torch.cat(both, -1) for both in zip((teacher.values, teacher.indices), pad, strict=True)), 9)
+    (found,) = torch.autograd.grad(kl_divergence(padded, q, input_format="logits"), q)
+    (expected,) = torch.autograd.grad(kl_divergence(teacher, q, input_format="logits"), q)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_student_learns_from_it():
@@ -565,6 +660,20 @@ def test_the_bounds_of_other_directions_are_refused():
         KLDivergenceSummary(bounds=1)
 
 
+@pytest.mark.parametrize("input_format", ["logits", "probs"])
+def test_agreement_where_classes_are_equally_likely(input_format):
+    """Of equals the first one counts, among the known ones and among the others."""
+    teacher = TopK(torch.tensor([[0.5, 0.25]]).expand(5, 2), torch.tensor([[3, 1]]).expand(5, 2), 6, "probs")
+    likeliest = ([3], [2, 3], [3, 5], [1, 3], [4])  # of q, in each row
+    q = torch.ones(5, 6)
+    for row, classes in zip(q, likeliest, strict=True):
+        row[classes] = 4
+    summary = KLDivergenceSummary(input_format=input_format)
+    rows = [summary(teacher[i : i + 1], q[i : i + 1])["agreement"].item() for i in range(5)]
+    assert rows == [classes[0] == 3 for classes in likeliest]
+    assert summary.compute()["agreement"] == pytest.approx(2 / 5)
+
+
 def test_targets_leave_rows_out():
     p, q = logits(3, 9), logits(3, 9, seed=1)
     teacher = top(p, 4)
@@ -598,3 +707,36 @@ def test_over_processes(processes):
     expected.update(top(p, 6)[start:], q[start:])
     for values in processes(_update, p, q):
         assert values == expected.compute()
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+def most_memory(call: str) -> tuple[float, float]:
+    """MiB beyond the inputs, and of q."""
+    q = torch.randn(512, 128_256)
+    teacher = top(q[:, :1000], 20)
+    teacher = TopK(teacher.values, teacher.indices, 128_256)
+    weight = torch.ones(512).index_fill(0, torch.tensor([3]), 0)
+
+    def run(teacher: TopK, q: Tensor, weight: Tensor) -> None:
+        options = {"input_format": "logits", "weight": weight}
+        if call == "backward":
+            kl_divergence(teacher, q.requires_grad_(), **options).backward()
+        elif call == "summary":
+            KLDivergenceSummary(input_format="logits").update(teacher, q, weight)
+        else:
+            pair = (q, teacher) if call == "reverse" else (teacher, q)
+            kl_divergence(*pair, **options)
+
+    run(teacher[:2], q[:2].clone(), weight[:2])
+    before = peak_from_now()
+    run(teacher, q, weight)
+    return peak() - before, q.numel() * q.element_size() / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of the memory from /proc")
+@pytest.mark.parametrize("call", ["forward", "reverse", "summary", "backward"])
+def test_memory(call):
+    memory, of_q = alone(most_memory, call)
+    gradient = of_q if call == "backward" else 0
+    assert gradient <= memory < gradient + 16

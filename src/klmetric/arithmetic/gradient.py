@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from klmetric.arithmetic.plain import SWAPPED, blocks, plain, result_dtype
+from klmetric.arithmetic.tracing import is_batched
 
 if TYPE_CHECKING:
     from klmetric.options import Format, Options
 
 # Elements of a block.
 BLOCK = 3 * 2**17
-# As `is_grads_batched` makes them, and `torch.func`.
-_IS_BATCH = (torch._C._functorch.is_legacy_batchedtensor, torch._C._functorch.is_batchedtensor)
 
 
 class WithGradient(torch.autograd.Function):
@@ -45,7 +44,7 @@ class WithGradient(torch.autograd.Function):
         (p, q), gradient, wanted = ctx.saved_tensors, gradients[0], ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # they are to be differentiated themselves
             found = _of_anything(p, q, gradient, wanted, ctx.options, create_graph=True)
-        elif any(is_batch(gradient) for is_batch in _IS_BATCH):
+        elif is_batched(gradient):
             # It cannot be written in place. But a row has one value, so that the gradients differ by a factor.
             found = _in_blocks(p, q, torch.ones(p.shape[:-1], device=p.device), wanted, ctx.options)
             found = [(x * gradient.unsqueeze(-1)).to(x.dtype) for x in found]

@@ -33,3 +33,9 @@ def has_gradient(*xs: Tensor) -> bool:
     """Whether derivatives may be wanted of what is made of these tensors."""
     # Forward mode marks no tensor, but has a level while it is on.
     return forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(x.requires_grad for x in xs))
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether it stands for a batch of tensors, as `is_grads_batched` makes them, and `torch.func`."""
+    functorch = torch._C._functorch
+    return bool(functorch.is_legacy_batchedtensor(x) or functorch.is_batchedtensor(x))

@@ -35,7 +35,7 @@ def at_most(p: "TopK", q: Tensor, pair: "Coarse", kl: Tensor) -> Tensor:
         pair: both in the classes that are known, and the tail.
         kl: the divergence of the pair.
     """
-    known, are_probs = p.known(), pair.formats[1] == "probs"
+    known, are_probs = pair.known, pair.formats[1] == "probs"
     log_q = pair.q.log() if are_probs else pair.q
     log_tail_q = log_q[..., -1]
     room = p.classes - known.kept.sum(-1)

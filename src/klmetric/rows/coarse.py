@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from klmetric.options import Format
-from klmetric.rows.rest import sum_of_others
+from klmetric.rows.rest import taken_apart
 
 if TYPE_CHECKING:
     from klmetric.rows.topk import Known, TopK
@@ -33,12 +33,17 @@ class Coarse(NamedTuple):
         q: likewise.
         formats: of p and of q.
         tail: what p has in the tail; what q has there, if p is in full.
+        known: of p, or of q if p is in full.
+        agrees: whether p and q have the same most likely class, the first one of equals, among those that are known;
+            None where nobody asked.
     """
 
     p: Tensor
     q: Tensor
     formats: tuple[Format, Format]
     tail: Tensor
+    known: "Known"
+    agrees: Tensor | None
 
 
 class _Side(NamedTuple):
@@ -51,6 +56,7 @@ class _Side(NamedTuple):
         rounding: how much of the mass may be rounding.
         format: "probs" or "logits".
         invalid: rows that are no distributions; None for those that show it by themselves.
+        likeliest: the most likely class, or -1 where that is none that the other side knows; None where nobody asked.
     """
 
     values: Tensor
@@ -59,21 +65,23 @@ class _Side(NamedTuple):
     rounding: float
     format: Format
     invalid: Tensor | None
+    likeliest: Tensor | None
 
 
-def coarse(p: "Tensor | TopK", q: "Tensor | TopK", formats: tuple[Format, Format]) -> Coarse:
+def coarse(p: "Tensor | TopK", q: "Tensor | TopK", formats: tuple[Format, Format], agrees: bool = False) -> Coarse:
     """Make it.
 
     Args:
         p: reference.
         q: approximation, of the shape of p; one of the two at least is a `TopK`.
         formats: of p and q, of those that are tensors.
+        agrees: whether to find out if the most likely class is the same.
     """
     known_p, known_q = (None if isinstance(x, Tensor) else x.known() for x in (p, q))
     leading = known_p or known_q
     assert leading is not None
     of_p, of_q = (
-        _of_full(x, leading, form) if isinstance(x, Tensor) else _of_top(x, known, leading, other)
+        _of_full(x, leading, form, agrees) if isinstance(x, Tensor) else _of_top(x, known, leading, other, agrees)
         for x, form, known, other in ((p, formats[0], known_p, known_q), (q, formats[1], known_q, known_p))
     )
     mass_p, mass_q = _settled(of_p, of_q)
@@ -81,21 +89,35 @@ def coarse(p: "Tensor | TopK", q: "Tensor | TopK", formats: tuple[Format, Format
     invalid = torch.stack([side.invalid for side in (of_p, of_q) if side.invalid is not None]).any(0).unsqueeze(-1)
     a, b = (x.masked_fill(invalid, math.nan) for x in rows)
     tail = (mass_q if isinstance(p, Tensor) else mass_p).detach()
-    return Coarse(a, b, (of_p.format, of_q.format), tail)
+    same = None
+    if of_p.likeliest is not None and of_q.likeliest is not None:
+        same = of_p.likeliest == of_q.likeliest
+    return Coarse(a, b, (of_p.format, of_q.format), tail, leading, same)
 
 
-def _of_full(x: Tensor, known: "Known", input_format: Format) -> _Side:
+def _of_full(x: Tensor, known: "Known", input_format: Format, agrees: bool) -> _Side:
     """Rows in full, in the classes that the other side knows."""
     are_probs = input_format == "probs"
-    values = x.gather(-1, known.classes.clamp_max(x.shape[-1] - 1)).double()
-    values = torch.where(known.kept, values, 0 if are_probs else -math.inf)
-    tail = sum_of_others(x, known.classes, are_probs)
-    row = torch.cat([values, tail.unsqueeze(-1)], -1).detach()
+    apart = taken_apart(x, known.classes, are_probs, agrees)
+    values = torch.where(known.kept, apart.values, 0 if are_probs else -math.inf)
+    row = torch.cat([values, apart.others.unsqueeze(-1)], -1).detach()
     mass = (row / row.sum(-1, keepdim=True) if are_probs else row.softmax(-1))[..., -1]
-    return _Side(values, mass, tail, 0.0, "probs" if are_probs else "logits", None)
+    likeliest = _likeliest(x, known, values.detach(), apart.largest) if agrees else None
+    return _Side(values, mass, apart.others, 0.0, "probs" if are_probs else "logits", None, likeliest)
 
 
-def _of_top(x: "TopK", known: "Known | None", leading: "Known", other: "Known | None") -> _Side:
+def _likeliest(x: Tensor, known: "Known", values: Tensor, others: Tensor | None) -> Tensor:
+    """The most likely class of a row in full; -1 where it is none of the known ones, if the largest other is known."""
+    if others is None:
+        return x.argmax(-1)
+    most, place = values.max(-1, keepdim=True)
+    found = torch.where(most.squeeze(-1) > others, known.classes.gather(-1, place).squeeze(-1), -1)
+    if (ties := most.squeeze(-1) == others).any():  # of equals the first one counts, wherever it is
+        found[ties] = x[ties].argmax(-1)
+    return found
+
+
+def _of_top(x: "TopK", known: "Known | None", leading: "Known", other: "Known | None", agrees: bool) -> _Side:
     """A `TopK` in the classes of `leading` (its own, or the other's) that both sides know."""
     assert known is not None
     nothing = 0.0 if x.input_format == "probs" else -math.inf
@@ -105,13 +127,16 @@ def _of_top(x: "TopK", known: "Known | None", leading: "Known", other: "Known | 
         is_common, place = _find(leading, other if leading is known else known)
         values = values if leading is known else values.gather(-1, place)
         values = torch.where(is_common, values, nothing)
-    return _Side(values, mass, None, x.rounding, "probs" if x.input_format == "probs" else "logits", known.invalid)
+    form: Format = "probs" if x.input_format == "probs" else "logits"
+    likeliest = known.classes.gather(-1, known.probs.argmax(-1, keepdim=True)).squeeze(-1) if agrees else None
+    return _Side(values, mass, None, x.rounding, form, known.invalid, likeliest)
 
 
 def _find(known: "Known", other: "Known") -> tuple[Tensor, Tensor]:
     """Which classes the other side knows, too, and at which place."""
-    place = torch.searchsorted(other.classes, known.classes).clamp_max(other.classes.shape[-1] - 1)
-    return known.kept & (other.classes.gather(-1, place) == known.classes), place
+    classes = other.classes.contiguous()
+    place = torch.searchsorted(classes, known.classes.contiguous()).clamp_max(classes.shape[-1] - 1)
+    return known.kept & (classes.gather(-1, place) == known.classes), place
 
 
 def _settled(p: _Side, q: _Side) -> tuple[Tensor, Tensor]:
@@ -136,11 +161,3 @@ def _row(side: _Side, mass: Tensor) -> Tensor:
     else:  # log(0) has no finite gradient
         tail = torch.where(mass > 0, torch.where(mass > 0, mass, 1).log(), -math.inf)
     return torch.cat([side.values, tail.unsqueeze(-1)], -1)
-
-
-def most_likely(x: "Tensor | TopK") -> Tensor:
-    """The most likely class of each row, the first one of equals, if it is among those that are known."""
-    if isinstance(x, Tensor):
-        return x.argmax(-1)
-    known = x.known()
-    return known.classes.gather(-1, known.probs.argmax(-1, keepdim=True)).squeeze(-1)

@@ -284,14 +284,13 @@ def measure_in_blocks(p: "Input", q: "Input", weight: Tensor | None, targets: Te
             return repeat(None)
         x = x.hidden if isinstance(x, Head) else x
         x = x if shape else x[None]
-        if isinstance(x, Tensor) and has_gradient(
-            x
-        ):  # cut by one operation: each of many would have a gradient as large as all rows
-            return torch.split(x[places], size)
-        return (x[tuple(place[k : k + size] for place in places)] for k in range(0, n, size))
+        if isinstance(x, Tensor) and not has_gradient(x):
+            return (x[tuple(place[k : k + size] for place in places)] for k in range(0, n, size))
+        # Cut by one operation: each of many would have a gradient as large as all rows.
+        return x[places].split(size)
 
     step: Callable[..., Rows] = measure
-    if any(x.has_gradient if isinstance(x, Head) else isinstance(x, Tensor) and has_gradient(x) for x in (p, q)):
+    if any(has_gradient(x) if isinstance(x, Tensor) else x.has_gradient for x in (p, q)):
         step = partial(checkpoint, measure, use_reentrant=False)  # the logits are made anew for their derivatives
     found = [step(*block) for block in zip(blocks(p), blocks(q), blocks(targets), strict=False)]
 

@@ -1,67 +1,139 @@
-"""What all classes but some have in sum, of rows that are there in full."""
+"""Rows that are there in full, in two parts: some classes one by one, and what all the others have in sum."""
 
-from collections.abc import Iterator
-from functools import reduce
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from klmetric.arithmetic.plain import MOST, OF_A_THREAD, WIDTH, blocks
-from klmetric.arithmetic.tracing import is_recorded
+from klmetric.arithmetic.plain import MOST, WIDTH, blocks
+from klmetric.arithmetic.tracing import is_batched, is_recorded
+
+# Between these a sum of exponentials has all its digits: none of them has overflown, nor one that counts vanished.
+LEAST, GREATEST = 1e-200, 1e200
 
 
-def sum_of_others(x: Tensor, index: Tensor, are_probs: bool) -> Tensor:
-    """The sum over all classes but those, shape (...), in float64; the logarithm of that of exponentials.
+class Apart(NamedTuple):
+    """Rows in two parts, in float64.
 
-    It is added up from its own terms: what 1 leaves of the classes that are known would have no digits beside a
-    tail that is small. No copy is made but of blocks of rows.
+    Attributes:
+        values: of the chosen classes, shape (..., k); anything where there is none.
+        others: the sum over all other classes, shape (...); the logarithm of that of exponentials.
+        largest: of the others, shape (...), without a gradient; None where it did not come with the sum.
+    """
+
+    values: Tensor
+    others: Tensor
+    largest: Tensor | None
+
+
+def taken_apart(x: Tensor, index: Tensor, are_probs: bool, largest: bool = False) -> Apart:
+    """Take rows apart. No copy is made but of blocks of rows, and both parts have one gradient, not one each.
+
+    The sum is added up from its own terms: what 1 leaves of the classes that are known would have no digits beside a
+    tail that is small.
 
     Args:
         x: probabilities, or logits, shape (..., classes).
-        index: of the classes to leave out, shape (..., k); `classes` for none.
+        index: the chosen classes, shape (..., k); `classes` for none.
         are_probs: which of the two x is.
+        largest: whether to find the largest of the others.
     """
-    if is_recorded() or forward_ad._current_level >= 0:
-        rest = x.double().masked_fill(_mask(x, index), 0 if are_probs else -torch.inf)
-        return _checked(rest.sum(-1), x) if are_probs else rest.logsumexp(-1)
-    value: Tensor = _Sum.apply(x, index, are_probs)  # type: ignore[no-untyped-call]
-    return value
+    if is_recorded() or forward_ad._current_level >= 0 or not x.numel():
+        values = x.gather(-1, index.clamp_max(x.shape[-1] - 1)).double()
+        rest = x.double().masked_fill(_mask(x, index), 0 if are_probs else -math.inf)
+        return Apart(values, _checked(rest.sum(-1), x) if are_probs else rest.logsumexp(-1), None)
+    return Apart(*_Apart.apply(x, index, are_probs, largest))  # type: ignore[no-untyped-call]
 
 
-class _Sum(torch.autograd.Function):
-    """The sum, and its gradient, block by block."""
+class _Apart(torch.autograd.Function):
+    """Both parts, and the gradient of both, block by block."""
 
     @staticmethod
-    def forward(ctx, x, index, are_probs):  # type: ignore[no-untyped-def]
-        peaks = torch.zeros_like(x[..., :1]) if are_probs else x.amax(-1, keepdim=True)
-        found = [x.new_zeros(0, dtype=torch.float64)]
-        for block, i, peak in blocks(_rows_at_once(x), x, index, peaks):
-            # The order of the sum depends on the row alone.
-            parts = [terms.sum(-1) for _, terms in _terms(block, i, peak, are_probs)]
-            found.append(reduce(torch.add, parts))
-        total = torch.cat(found).view(x.shape[:-1])
-        value = _checked(total, x) if are_probs else total.log() + peaks.squeeze(-1)
-        ctx.save_for_backward(x, index, value)
+    def forward(ctx: Any, x: Tensor, index: Tensor, are_probs: bool, largest: bool) -> tuple[Tensor | None, ...]:
+        values = x.gather(-1, index.clamp_max(x.shape[-1] - 1)).double()
+        # Many small results would lie between the blocks in memory, and let none of it be used again.
+        others = torch.empty(x.shape[:-1], dtype=torch.float64, device=x.device)
+        most = torch.empty_like(others) if largest and x.is_cpu else None
+        rows, classes = _rows_at_once(x), x.shape[-1]
+        # One place at least is left over, for the classes that are none.
+        parts = classes // WIDTH + 1
+        terms = torch.empty(
+            min(rows, others.numel()), parts, classes // parts + 1, dtype=torch.float64, device=x.device
+        )
+        for block, i, target, *of_most in blocks(rows, x, index, others, *([] if most is None else [most])):
+            target.copy_(_sums(block, i, are_probs, terms[: len(block)], *of_most))
+        ctx.save_for_backward(x, index, others)
         ctx.are_probs = are_probs
-        return value
+        if most is not None:
+            ctx.mark_non_differentiable(most)
+        return values, others, most
 
     @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        x, index, value = ctx.saved_tensors
-        value, gradient = value.unsqueeze(-1), gradient.unsqueeze(-1)
-        if torch.is_grad_enabled():  # it is to be differentiated itself
-            slopes = torch.ones_like(x) if ctx.are_probs else (x.double() - value).exp()
-            slopes = torch.where(_mask(x, index) | (gradient == 0), 0, slopes * gradient)
-            return slopes.to(x.dtype), None, None
-        # The derivative of the logarithm is the share of each class; that of a sum is 1.
-        slopes = torch.ones_like(x[..., :1]).expand_as(x) if ctx.are_probs else x
+    def backward(ctx: Any, of_values: Tensor, of_others: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        x, index, others = ctx.saved_tensors
+        # The derivative of the logarithm is the share of each class, and there are none in an empty tail.
+        others = torch.where(others > -math.inf, others, 0).unsqueeze(-1)
+        of_others = of_others.unsqueeze(-1)
+        # A row that does not count has the gradient 0, whatever is in it.
+        has_none = of_others == 0
+        # In the place of a class that is none stands one that is left out as well.
+        index = torch.where(index < x.shape[-1], index, index[..., :1]).clamp_max(x.shape[-1] - 1)
+        if torch.is_grad_enabled() or any(map(is_batched, (of_values, of_others))):
+            shares = torch.ones_like(x) if ctx.are_probs else (x.double() - others).exp()
+            whole = torch.where(_mask(x, index) | has_none, 0, shares * of_others)
+            return whole.scatter_add(-1, index, of_values).to(x.dtype), None, None, None
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        rounded = others.to(dtype)
+        factor = (of_others if ctx.are_probs else of_others * (rounded.double() - others).exp()).to(dtype)
         result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for block, i, v, g, target in blocks(_rows_at_once(x), slopes, index, value, gradient, result):
-            for start, terms in _terms(block, i, v, ctx.are_probs):
-                # A row that does not count has the gradient 0, whatever is in it.
-                target[:, start : start + WIDTH] = torch.where(g == 0, 0, terms * g)
-        return result, None, None
+        for target, block, i, *numbers in blocks(
+            _rows_at_once(x), result, x, index, rounded, factor, has_none, of_values
+        ):
+            v, g, is_none, of_chosen = numbers
+            slopes = target if target.dtype is dtype else torch.empty(block.shape, dtype=dtype, device=x.device)
+            if ctx.are_probs:
+                slopes.copy_(g.expand_as(slopes))
+            else:
+                torch.sub(block, v, out=slopes).exp_().mul_(g).masked_fill_(is_none, 0)
+            slopes.scatter_(-1, i, 0).scatter_add_(-1, i, of_chosen.to(dtype))
+            if slopes is not target:
+                target.copy_(slopes)
+        return result, None, None, None
+
+
+def _sums(x: Tensor, index: Tensor, are_probs: bool, memory: Tensor, largest: Tensor | None = None) -> Tensor:
+    """Of a block, made in memory of shape (rows, parts, width), with a place at least beyond the classes."""
+    classes, terms, nothing = x.shape[-1], memory.view(len(x), -1), 0.0 if are_probs else -math.inf
+
+    def put() -> Tensor:
+        terms[:, :classes].copy_(x)
+        terms[:, classes:] = nothing
+        return terms.scatter_(-1, index, nothing)
+
+    def total() -> Tensor:
+        # In an order that depends on the row alone: a part is so short that torch does not split its sum over threads.
+        return memory.sum(-1).sum(-1)
+
+    put()
+    if largest is not None:
+        torch.amax(terms, -1, out=largest)
+    if are_probs:
+        return _checked(total(), terms)
+    value = is_whole = None
+    if x.is_cpu:  # elsewhere it would have to be waited for
+        terms.exp_()
+        value = total()
+        is_whole = (value > LEAST) & (value < GREATEST)
+        if is_whole.all():
+            return value.log()
+        put()
+    peak = terms.amax(-1, keepdim=True)
+    peak = torch.where(peak > -math.inf, peak, 0)
+    terms.sub_(peak).exp_()
+    apart = total().log() + peak.squeeze(-1)
+    return apart if value is None or is_whole is None else torch.where(is_whole, value.log(), apart)
 
 
 def _mask(x: Tensor, index: Tensor) -> Tensor:
@@ -71,25 +143,9 @@ def _mask(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _rows_at_once(x: Tensor) -> int:
-    size = min(MOST, OF_A_THREAD * torch.get_num_threads()) if x.is_cpu else MOST
-    return max(1, size // min(WIDTH, x.shape[-1]))
-
-
-def _terms(x: Tensor, index: Tensor, peak: Tensor, are_probs: bool) -> Iterator[tuple[int, Tensor]]:
-    """What each class adds to the sum, part by part, each with its place: 0 for the classes that are left out."""
-    for start in range(0, x.shape[-1], WIDTH):
-        part = x[:, start : start + WIDTH]
-        width = part.shape[-1]
-        # One place more, for the classes that are elsewhere.
-        terms = torch.empty(len(x), width + 1, dtype=torch.float64, device=x.device)
-        of_part = terms[:, :width].copy_(part)
-        if not are_probs:
-            of_part.sub_(peak).exp_()
-        within = index - start
-        terms.scatter_(-1, torch.where((within >= 0) & (within < width), within, width), 0)
-        yield start, of_part
+    return max(1, MOST // x.shape[-1])
 
 
 def _checked(total: Tensor, x: Tensor) -> Tensor:
     """NaN where a probability is negative, which does not show in the sum."""
-    return total.masked_fill(x.amin(-1) < 0, torch.nan)
+    return total.masked_fill(x.amin(-1) < 0, math.nan)

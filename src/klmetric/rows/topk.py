@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.utils._pytree import register_pytree_node
 
-from klmetric.arithmetic.tracing import may_look
+from klmetric.arithmetic.tracing import has_gradient, may_look
 from klmetric.options import Format, Options, as_int, check_choice
 from klmetric.rows.tensors import DTYPES, check_axis, check_data, check_one, check_storage, first_classes
 
@@ -90,15 +91,25 @@ class TopK:
 
     def detach(self) -> "TopK":
         """The same without gradients."""
-        return TopK(self.values.detach(), self.indices, self.classes, self.input_format, self.sampled)
+        return _made_of((self.values.detach(), self.indices), _rest_of(self))
 
     def __getitem__(self, rows: Any) -> "TopK":
         """Some of the rows: samples, or anything else that leaves the last axis alone."""
         return TopK(self.values[rows], self.indices[rows], self.classes, self.input_format, self.sampled)
 
+    def split(self, samples: int) -> list["TopK"]:
+        """So many samples at a time, as `Tensor.split`."""
+        parts = zip(torch.split(self.values, samples), torch.split(self.indices, samples), strict=True)
+        return [_made_of(part, _rest_of(self)) for part in parts]
+
     def __len__(self) -> int:
         """The number of samples."""
         return len(self.values)
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether derivatives may be wanted of the values."""
+        return has_gradient(self.values)
 
     @property
     def rounding(self) -> float:
@@ -142,6 +153,24 @@ class TopK:
             "has two values of one class": known.invalid,
         }
         return next((text for text, is_so in faults.items() if bool(is_so)), None)
+
+
+def _rest_of(x: TopK) -> tuple[int, Format, bool]:
+    return x.classes, x.input_format, x.sampled
+
+
+def _made_of(tensors: Any, rest: tuple[int, Format, bool]) -> TopK:
+    """One of parts that need no check: those of another one, or what a transform of torch puts in their place."""
+    x = object.__new__(TopK)
+    x.values, x.indices = tensors
+    x.classes, x.input_format, x.sampled = rest
+    return x
+
+
+# So `torch.func.vmap` takes it apart as it does lists.
+register_pytree_node(
+    TopK, lambda x: ([x.values, x.indices], _rest_of(x)), _made_of, serialized_type_name="klmetric.TopK"
+)
 
 
 class Known(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor
 from klmetric.arithmetic import native
 from klmetric.arithmetic.device import device_of_float64
 from klmetric.arithmetic.native import Totals
-from klmetric.arithmetic.tracing import is_recorded
+from klmetric.arithmetic.tracing import is_recorded, may_look
 from klmetric.options import Options
 from klmetric.rows.rows import Rows
 from klmetric.totals import histogram, pairs, vector
@@ -67,7 +67,7 @@ def merge(parts: Tensor, top: int) -> Tensor:
 
 def add(sketch: Tensor, batch: Tensor, top: int) -> Tensor:
     """A sketch with one more batch. It does not wait for an accelerator, as `merge` does."""
-    if native.serves(sketch, batch) and not is_recorded():
+    if not is_recorded() and native.serves(sketch, batch):
         return native.add(sketch, batch, top)
     parts = torch.stack([sketch, batch])
     return _together(parts, top, lambda both: vector.add(*both), lambda both: pairs.add(*both))
@@ -114,7 +114,7 @@ def _sums(rows: Rows, kl: Tensor, weight: Tensor | None, fineness: int) -> Tenso
     head = vector.of_rows(rows.kl, rows.weight)
     agrees = None if rows.agrees is None else rows.agrees.to(head.device).reshape(kl.shape)
     counted = None
-    if weight is not None or head.device.type != "cpu" or head[vector.INVALID]:
+    if weight is not None or head.device.type != "cpu" or not may_look() or head[vector.INVALID]:
         weight = torch.ones_like(kl) if weight is None else weight
         counted = ~kl.isnan() & (weight > 0)
         weight = torch.where(counted, weight, 0)

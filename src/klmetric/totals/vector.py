@@ -53,7 +53,7 @@ def merge(parts: Tensor) -> Tensor:
 
 def add(totals: Tensor, batch: Tensor) -> Tensor:
     """Totals with one more batch. It does not wait for an accelerator, as `merge` does."""
-    if native.serves(totals, batch) and not is_recorded():
+    if not is_recorded() and native.serves(totals, batch):
         return native.add(totals, batch)
     sums = pairs.add(totals[:FINGERPRINT], batch[:FINGERPRINT])
     return torch.cat([sums, torch.maximum(totals[FINGERPRINT:], batch[FINGERPRINT:])])
