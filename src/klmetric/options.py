@@ -19,9 +19,12 @@ REDUCTIONS = ("mean", "sum", "batchmean", "none")
 NAN_STRATEGIES = ("propagate", "ignore", "error")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Options:
-    """What decides the divergence of a row: how the inputs are read, and what is measured of them."""
+    """What decides the divergence of a row: how the inputs are read, and what is measured of them.
+
+    Once made they do not change. (A frozen one takes five times as long to make, and the function makes one a call.)
+    """
 
     input_format: tuple[Format, Format] = ("probs", "probs")
     dim: int = -1

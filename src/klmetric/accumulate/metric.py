@@ -266,7 +266,7 @@ class _Uncopied:
         return self
 
 
-_PLAIN = {"totals", "_computed", "_update_count"}
+_PLAIN = {"totals", "_computed", "_update_count", "_warned", "_forward_cache"}
 
 
 def _detached(value: Any) -> Any:

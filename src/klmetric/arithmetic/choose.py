@@ -37,8 +37,7 @@ def measure_rows(
         totals: those to make in the same pass, where there is a kernel.
         before: what to add them to, on the CPU.
     """
-    host = device_of_float64(p.device)
-    if host != p.device:
+    if not p.is_cpu and (host := device_of_float64(p.device)) != p.device:
         weight = None if weight is None else weight.to(host)
         measured = measure_rows(p.to(host), q.to(host), options, weight, agrees, totals, before)
         return measured._replace(kl=measured.kl.to(p.device, result_dtype(p, q)))
@@ -49,8 +48,9 @@ def measure_rows(
         measured = _measured(p.detach(), q.detach(), options, agrees)
         kl = WithGradient.apply(p, q, measured.kl, options)  # type: ignore[no-untyped-call]
         return Measured(kl, measured.agrees)
-    if p.is_cpu and _serves(p, q, options) and options.direction != "jensen_shannon":
-        return native.measure(p, q, *_asked(options), weight=weight, agrees=agrees, totals=totals, before=before)
+    if _serves(p, q, options) and options.direction != "jensen_shannon":
+        formats, direction, temperature = _asked(options)
+        return native.measure(p, q, formats, direction, temperature, weight, agrees, totals, before)
     return _measured(p, q, options, agrees)
 
 
@@ -58,7 +58,7 @@ def _measured(p: Tensor, q: Tensor, options: "Options", agrees: bool) -> Measure
     """The rows alone, without gradients."""
     if not p.is_cpu and (found := accelerator.measure_if_it_serves(p, q, options, agrees)) is not None:
         return Measured(*found)
-    if p.is_cpu and _serves(p, q, options):
+    if _serves(p, q, options):
         return _by_kernel(p, q, *_asked(options), agrees=agrees)
     return Measured(plain_in_blocks(p, q, options), _agree(p, q) if agrees else None)
 

@@ -73,7 +73,6 @@ def measure(
     formats: tuple[str, str] = ("probs", "probs"),
     direction: str = "forward",
     temperature: float = 1.0,
-    *,
     weight: Tensor | None = None,
     agrees: bool = False,
     totals: Totals | None = None,
@@ -97,13 +96,13 @@ def measure(
     p, q = p.resolve_neg(), q.resolve_neg()
     sides = (p.stride(), p.dtype, formats[0]), (q.stride(), q.dtype, formats[1])
     job, shape, n = _job(p.shape, sides, direction, temperature, totals or NO_TOTALS)
-    kl = torch.empty(shape, dtype=torch.float64, device="cpu")
-    same = torch.empty(shape, dtype=torch.bool, device="cpu") if agrees else None
-    sums = torch.empty(totals[0], dtype=torch.float64, device="cpu") if totals and n else None
+    kl = p.new_empty(*shape, dtype=torch.float64)
+    same = p.new_empty(*shape, dtype=torch.bool) if agrees else None
+    sums = p.new_empty(totals[0], dtype=torch.float64) if totals and n else None
     weight = None if weight is None or sums is None else weight.to(torch.float64).resolve_neg().contiguous()
     before = None if before is None else before.contiguous()
-    weight_at, same_at, before_at, sums_at = [None if x is None else x.data_ptr() for x in (weight, same, before, sums)]
-    (run, *_), data, kl_at = _functions(level() or ""), (p.data_ptr(), q.data_ptr()), kl.data_ptr()
+    kl_at, weight_at, same_at, before_at, sums_at = kl.data_ptr(), _at(weight), _at(same), _at(before), _at(sums)
+    run, data = _functions(level() or "")[0], (p.data_ptr(), q.data_ptr())
     several = threads_for(n, p.shape[-1], threads)
     if several > 1:  # they measure, and then one adds up: in the same order, whatever their number
         # After an interrupt they may still write: what they write to stays with them.
@@ -116,9 +115,13 @@ def measure(
     return Measured(kl, same, sums)
 
 
+def _at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
 @lru_cache(256)
 def _job(shape: Any, sides: Any, direction: str, temperature: float, totals: Totals) -> tuple[bytes, Any, int]:
-    """A struct Job with the axes of its rows after it, the shape of the rows, and their number."""
+    """A struct Job with the axes of its rows after it, the sizes of what rows come to, and their number."""
     (p_steps, *_), (q_steps, *_) = sides
     axes = [[1, 0, 0]]
     for size, *steps in zip(shape[:-1], p_steps[:-1], q_steps[:-1], strict=True):
@@ -131,7 +134,8 @@ def _job(shape: Any, sides: Any, direction: str, temperature: float, totals: Tot
     rows = (len(axes), shape[-1], DIRECTIONS.index(direction), temperature, math.prod(shape[1:-1]))
     columns = [x for column in zip(*axes, strict=True) for x in column]
     job = JOB.pack(*of_sides, *rows, *totals) + struct.pack(f"{len(columns)}q", *columns)
-    return job, tuple(shape[:-1]), math.prod(shape[:-1])
+    # The sizes one by one are read sooner than as a tuple; where there are none, that is what stands for them.
+    return job, tuple(shape[:-1]) or ((),), math.prod(shape[:-1])
 
 
 def add(a: Tensor, b: Tensor, top: int = 0) -> Tensor:
@@ -148,12 +152,16 @@ def statistics(
     """The numbers of `klmetric.arithmetic.statistics`, shape (7, ...), and the agreements, shape (..., 3)."""
     p, q = p.resolve_neg(), q.resolve_neg()
     sides = (p.stride(), p.dtype, formats[0]), (q.stride(), q.dtype, formats[1])
-    job, shape, n = _job(p.shape, sides, "forward", temperature, NO_TOTALS)
-    numbers, agree = torch.empty(*shape, 7, dtype=torch.float64), torch.empty(*shape, 3, dtype=torch.bool)
+    job, _, n = _job(p.shape, sides, "forward", temperature, NO_TOTALS)
+    numbers, agree = (p.new_empty(*p.shape[:-1], k, dtype=kind) for k, kind in ((7, torch.float64), (3, torch.bool)))
     *_, run = _functions(level() or "")
 
     def measure_share(start: int, stop: int, _: object = (p, q, numbers, agree)) -> None:
         run(job, p.data_ptr(), q.data_ptr(), numbers.data_ptr(), agree.data_ptr(), measures, start, stop)
 
-    in_shares(measure_share, n, p.shape[-1], threads_for(n, p.shape[-1]))
+    several = threads_for(n, p.shape[-1])
+    if several > 1:
+        in_shares(measure_share, n, p.shape[-1], several)
+    else:
+        measure_share(0, n)
     return numbers.movedim(-1, 0).contiguous(), agree

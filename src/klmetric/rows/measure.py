@@ -57,7 +57,7 @@ def measure(
     """
     if targets is None and fields:
         _check_targets_are_there(fields)
-    if class_group is not None or is_sharded(p) or is_sharded(q):
+    if class_group is not None or (not type(p) is type(q) is Tensor and (is_sharded(p) or is_sharded(q))):
         from klmetric.rows.shards import measure_shards, taken_apart  # torch may be without torch.distributed
 
         shards = taken_apart(p, q, weight, targets, options, class_group)

@@ -109,7 +109,7 @@ def value(totals: Any, reduction: Reduction, nan_strategy: NanStrategy) -> Any:
         nan_strategy: likewise.
     """
     kl, weight, samples, _, invalid = totals[:LOW]
-    divisor = {"mean": weight, "batchmean": samples}.get(reduction, 1.0)
+    divisor = weight if reduction == "mean" else samples if reduction == "batchmean" else 1.0
     if isinstance(totals, Tensor):
         kl = kl / divisor
         return torch.where(invalid > 0, math.nan, kl) if nan_strategy == "propagate" else kl
