@@ -247,8 +247,8 @@ class KLDivergenceSummary(Accumulator):
             return sums
         kl, x = rows.kl.to(sums.device), rows.fields
         shape = (len(kl), kl[0].numel()) if kl.ndim and kl.numel() else (kl.numel(), 1)  # samples, places in them
-        weight = torch.ones_like(x[0]) if rows.weight is None else rows.weight.to(x)
-        weight = weight.masked_fill(kl.isnan(), 0).reshape(shape)
+        valid = ~kl.isnan()
+        weight = (valid if rows.weight is None else torch.where(valid, rows.weight.to(x), 0)).reshape(shape)
         parts = [sums, moments.of_rows(x.reshape(len(x), *shape), weight)]
         if self.bounds:
             masses = x[self._fields.index("tail_mass")].reshape(shape)
@@ -267,7 +267,8 @@ class KLDivergenceSummary(Accumulator):
         if not self._fields:
             return sketch.add(sums, batch, self.top)
         (a, b, c), (x, y, z) = (_apart(both, self._size, self._tail) for both in (sums, batch))
-        return torch.cat([sketch.add(a, x, self.top), pairs.add(b, y), tails.merge(torch.stack([c, z]))])
+        parts = [sketch.add(a, x, self.top), pairs.add(b, y)]
+        return torch.cat([*parts, tails.merge(torch.stack([c, z]))] if self.bounds else parts)
 
     def _result(self, sums: Tensor, rows: list[Tensor], stacklevel: int) -> dict[str, Tensor]:
         numbers = sums.tolist()

@@ -92,7 +92,7 @@ def test_no_update_of_an_estimate_waits(device, mean):
 
 
 def test_a_large_batch_of_an_estimate_goes_in_pieces_without_waiting(device, monkeypatch):
-    monkeypatch.setattr(moments, "AT_ONCE", 30)
+    monkeypatch.setattr(moments, "AT_ONCE", 2)
     log_p, log_q = logits(6, 7), logits(6, 7, seed=1)
     metric, expected = KLDivergenceEstimate().to(device.device), KLDivergenceEstimate()
     on_it = device.put(log_p), device.put(log_q)

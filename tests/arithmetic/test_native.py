@@ -165,7 +165,7 @@ def no_low_parts(x):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("shape", [(50,), (50, 1), (50, 2), (50, 7), ()])
-def test_totals_are_the_sketch_of_the_rows(shape, weighted):
+def test_totals_are_the_sketch_of_the_rows(shape, weighted, monkeypatch):
     g = torch.Generator().manual_seed(len(shape))
     for classes in (3, 200):
         p = torch.randn(*shape, classes, generator=g) * 3
@@ -175,11 +175,25 @@ def test_totals_are_the_sketch_of_the_rows(shape, weighted):
             x.view(-1, classes)[place, 1] = bad
         weight = torch.rand(shape, generator=g, dtype=torch.float64).round(decimals=1) if weighted else None
         kl, agrees, totals = native.measure(p, q, LOGITS, weight=weight, agrees=True, totals=ASKED)
-        expected = sketch.of_rows(Rows(kl, weight, agrees), FINENESS, TOP)
+        rows = Rows(kl, weight, agrees)
+        assert torch.equal(sketch.of_rows(rows, FINENESS, TOP), totals), "of rows that are known already"
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "serves", lambda a, b: False)
+            expected = sketch.of_rows(rows, FINENESS, TOP)
         assert totals.shape == expected.shape
         torch.testing.assert_close(no_low_parts(totals), no_low_parts(expected), rtol=1e-15, atol=0)
         head = native.measure(p, q, LOGITS, weight=weight, totals=vector.ASKED).totals
         assert torch.equal(head, totals[: vector.SIZE])
+
+
+def test_totals_of_rows_that_cannot_agree(monkeypatch):
+    kl = torch.rand(9, 2, dtype=torch.float64).T  # not in a row in memory
+    rows = Rows(kl, torch.arange(18).reshape(2, 9) % 3)
+    totals = sketch.of_rows(rows, FINENESS, TOP)
+    monkeypatch.setattr(native, "serves", lambda a, b: False)
+    expected = sketch.of_rows(rows, FINENESS, TOP)
+    torch.testing.assert_close(no_low_parts(totals), no_low_parts(expected), rtol=1e-15, atol=0)
+    assert not totals[sketch.COMPARED]
 
 
 @pytest.mark.parametrize("shape", [(40,), (10, 4)])

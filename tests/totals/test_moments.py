@@ -68,7 +68,7 @@ def test_the_same_bits_in_any_batches_and_order():
 def test_a_large_batch_goes_in_pieces(monkeypatch):
     x, weight = data()
     whole = Means(moments.of_rows(x, weight), NAMES)
-    monkeypatch.setattr(moments, "AT_ONCE", 100)
+    monkeypatch.setattr(moments, "AT_ONCE", 7)
     pieces = Means(moments.of_rows(x, weight), NAMES)
     assert [pieces.error({name: 1.0}) for name in NAMES] == [whole.error({name: 1.0}) for name in NAMES]
 

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import product
 
 import pytest
 import torch
@@ -54,6 +55,35 @@ def test_empty_is_neutral():
     nothing = torch.zeros(0, 3)
     assert torch.equal(of_rows(nothing, None), vector.empty(OPTIONS))
     assert torch.equal(of_rows(nothing, torch.ones(0, 3)), vector.empty(OPTIONS))
+
+
+@pytest.mark.parametrize("spread", [0, 1, 30])
+def test_products_of_rows_are_of_eighty_bits(spread):
+    generator = torch.Generator().manual_seed(0)
+    x, power = torch.randn(2, 3, pairs.MOST, generator=generator, dtype=torch.float64)
+    x = x * (spread * power).exp()
+    x[0], x[1, 1:] = 1, x[1, 1:] / 1e9  # equal numbers, and one beside which the others are nothing
+    high, low = pairs.products(x)
+    exact = [[Fraction(y) for y in row] for row in x.tolist()]
+    of_two = [[sum(a * b for a, b in zip(r, s, strict=True)) for s in exact] for r in exact]
+    for i, j in product(range(3), range(3)):
+        found = Fraction(high[i, j].item()) + Fraction(low[i, j].item())
+        assert high[i, j] == float(of_two[i][j]) or 0 < i != j > 0, "the last digit too, of sums and of squares"
+        assert (found - of_two[i][j]) ** 2 <= of_two[i][i] * of_two[j][j] * pairs.PRECISION**2
+    turned = pairs.products(x.flip(1))[0]
+    assert torch.equal(turned[0], high[0])
+    assert torch.equal(turned.diagonal(), high.diagonal())
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_products_with_what_is_no_number_are_none(bad):
+    x = torch.rand(3, 5, dtype=torch.float64)
+    x[1, 2] = bad
+    sums = pairs.products(x)
+    assert sums[:, 1].isnan().all()
+    assert sums[:, :, 1].isnan().all()
+    assert sums[:, ::2, ::2].isfinite().all()
+    assert not pairs.products(x[:, :0]).any()
 
 
 def test_merge_is_associative_and_commutative():

@@ -99,7 +99,7 @@ def measure(
     kl = p.new_empty(*shape, dtype=torch.float64)
     same = p.new_empty(*shape, dtype=torch.bool) if agrees else None
     sums = p.new_empty(totals[0], dtype=torch.float64) if totals and n else None
-    weight = None if weight is None or sums is None else weight.to(torch.float64).resolve_neg().contiguous()
+    weight = None if weight is None or sums is None else _in_a_row(weight)
     before = None if before is None else before.contiguous()
     kl_at, weight_at, same_at, before_at, sums_at = kl.data_ptr(), _at(weight), _at(same), _at(before), _at(sums)
     run, data = _functions(level() or "")[0], (p.data_ptr(), q.data_ptr())
@@ -136,6 +136,22 @@ def _job(shape: Any, sides: Any, direction: str, temperature: float, totals: Tot
     job = JOB.pack(*of_sides, *rows, *totals) + struct.pack(f"{len(columns)}q", *columns)
     # The sizes one by one are read sooner than as a tuple; where there are none, that is what stands for them.
     return job, tuple(shape[:-1]) or ((),), math.prod(shape[:-1])
+
+
+def _in_a_row(x: Tensor) -> Tensor:
+    return x.to(torch.float64).resolve_neg().contiguous()
+
+
+def totals_of(kl: Tensor, agrees: Tensor | None, weight: Tensor | None, totals: Totals) -> Tensor:
+    """The totals that `measure` makes, of rows of shape (N, ...), at least one, whose divergences are known already."""
+    kl, agrees = _in_a_row(kl), None if agrees is None else agrees.contiguous()
+    weight = None if weight is None else _in_a_row(weight)
+    side = (*kl.stride(), 1), torch.float64, "probs"
+    job, _, n = _job((*kl.shape, 1), (side, side), "forward", 1.0, totals)
+    sums = kl.new_empty(totals[0])
+    run = _functions(level() or "")[0]
+    run(job, None, None, _at(weight), kl.data_ptr(), _at(agrees), None, sums.data_ptr(), 0, n)
+    return sums
 
 
 def add(a: Tensor, b: Tensor, top: int = 0) -> Tensor:

@@ -60,12 +60,12 @@ def size(fineness: int) -> int:
     return (HIGHEST - LOWEST) * 3 * fineness + 4
 
 
-def count(x: Tensor, counted: Tensor | None, fineness: int) -> Tensor:
+def count(x: Tensor, counted: Tensor, fineness: int) -> Tensor:
     """How many of the numbers are in each bin.
 
     Args:
         x: float64, at least 0; of any value where they are not counted.
-        counted: which of them are, as a mask of the same shape; None for all.
+        counted: which of them are, as a mask of the same shape.
         fineness: see above.
     """
     bins = size(fineness)
@@ -75,9 +75,7 @@ def count(x: Tensor, counted: Tensor | None, fineness: int) -> Tensor:
     within = (fraction * (2 ** (_BITS + 2) - fraction) * fineness) >> 2 * _BITS
     place = ((code >> _BITS) - (LOWEST + _BIAS)) * (3 * fineness) + within + 2
     place = torch.where(x == 0, 0, torch.where(x == math.inf, bins - 1, place.clamp_(1, bins - 2)))
-    if counted is not None:
-        place = torch.where(counted, place, bins)  # one bin more, for what is not counted
-    place = place.flatten()
+    place = torch.where(counted, place, bins).flatten()  # one bin more, for what is not counted
     if x.device.type == "cpu":
         return torch.bincount(place, minlength=bins + 1)[:bins].double()
     # `bincount` would wait for the device to know how many bins there are.

@@ -27,8 +27,8 @@ from klmetric.totals import pairs
 
 # The places of the sums before those of the numbers.
 SAMPLES, WEIGHT, SIZES, HEAD = range(4)
-# Products that are added up at once.
-AT_ONCE = 2**20
+# Samples that are taken at once.
+AT_ONCE = pairs.MOST
 
 
 def empty(numbers: int) -> Tensor:
@@ -45,12 +45,12 @@ def of_rows(x: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         x: the numbers of each row, shape (numbers, samples, positions), in float64.
-        weight: of the rows, shape (samples, positions); in those of weight 0 the numbers may be anything.
+        weight: of the rows, shape (samples, positions), or which of them count; in others the numbers may be anything.
     """
-    size = max(1, AT_ONCE // _size(len(x)))
-    parts = [_of_some(*both) for both in zip(torch.split(x, size, 1), torch.split(weight.double(), size), strict=True)]
-    if len(parts) == 1:
-        return parts[0]
+    weight = weight.double()
+    if x.shape[1] <= AT_ONCE:
+        return _of_some(x, weight)
+    parts = [_of_some(*both) for both in zip(torch.split(x, AT_ONCE, 1), torch.split(weight, AT_ONCE), strict=True)]
     if parts[0].device.type != "cpu":  # it is not waited for
         return reduce(pairs.add, parts)
     return torch.tensor(pairs.merge([part.tolist() for part in parts]), dtype=torch.float64)
@@ -69,19 +69,15 @@ def negative(sums: Tensor, numbers: int) -> Tensor:
 
 
 def _of_some(x: Tensor, weight: Tensor) -> Tensor:
-    # One row after the other, so that the sum over a sample is the same whatever other samples there are.
-    s = torch.where(weight > 0, x * weight, 0).cumsum(-1)[..., -1]
-    n = weight.cumsum(-1)[..., -1].unsqueeze(0)
-    i, j = torch.triu_indices(len(s), len(s), device=s.device)
-    left, right = torch.cat([n, s, s[i]]), torch.cat([n.expand(1 + len(s), -1), s[j]])
-    products = left * right
-    # What the products lose by rounding (Dekker, as in `klmetric.totals.pairs`).
-    (a, b), (c, d) = pairs._halves(left), pairs._halves(right)
-    lost = ((a * c - products) + (a * d + b * c)) + b * d
-    lost = torch.where(lost.isfinite(), lost, 0)
-    of_products = total(torch.cat([products, lost], -1))
-    of_numbers = total(torch.cat([(n > 0).double(), n, s]))
-    return torch.cat([of_numbers[:, :2], of_products[:, :1], of_numbers[:, 2:], of_products[:, 1:]], 1).flatten()
+    n, s = pairs.of_samples(weight), pairs.of_samples(torch.where(weight > 0, x * weight, 0))
+    numbers = torch.cat([torch.stack([(n > 0).double(), n]), s])
+    plain, products = numbers.sum(-1), pairs.products(numbers)
+    # The first number is 1: its products are the others, but where one of them is out of range.
+    of_infinite = torch.stack([torch.where(plain == -math.inf, math.nan, plain), torch.zeros_like(plain)])
+    of_one = torch.where(products[0, 0].isfinite(), products[:, 0], of_infinite)
+    i, j = torch.triu_indices(1 + len(s), 1 + len(s), device=s.device)
+    of_two = products[:, 1:, 1:][:, i, j]
+    return torch.cat([of_one[:, :2], of_two[:, :1], of_one[:, 2:], of_two[:, 1:]], 1).flatten()
 
 
 def total(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from klmetric.arithmetic import native
 from klmetric.arithmetic.device import device_of_float64
 from klmetric.arithmetic.native import Totals
-from klmetric.arithmetic.tracing import is_recorded, may_look
+from klmetric.arithmetic.tracing import is_recorded
 from klmetric.options import Options
 from klmetric.rows.rows import Rows
 from klmetric.totals import histogram, pairs, vector
@@ -102,37 +102,31 @@ def of_rows(rows: Rows, fineness: int, top: int) -> Tensor:
     """The sketch of one batch, without a fingerprint: what came with the rows, if it did."""
     if rows.totals is not None:
         return rows.totals
+    if not is_recorded() and native.serves(rows.kl, rows.kl) and rows.kl.numel():
+        sums = native.totals_of(rows.kl, rows.agrees, rows.weight, asked(fineness, top))
+        if rows.agrees is None:
+            sums[AGREED : COMPARED + 1] = 0
+        return sums
     kl = rows.kl.to(device_of_float64(rows.kl.device), torch.float64)
     kl = kl.reshape(kl.shape[0], -1) if kl.ndim and kl.numel() else kl.reshape(-1, 1)
-    weight = None if rows.weight is None else rows.weight.to(kl).reshape(kl.shape)
+    weight = torch.ones_like(kl) if rows.weight is None else rows.weight.to(kl).reshape(kl.shape)
     sums = _sums(rows, kl, weight, fineness)
     return torch.cat([sums, *_worst(kl, weight, top)]) if top else sums
 
 
-def _sums(rows: Rows, kl: Tensor, weight: Tensor | None, fineness: int) -> Tensor:
+def _sums(rows: Rows, kl: Tensor, weight: Tensor, fineness: int) -> Tensor:
     """All but the worst rows, with divergences and weights as (samples, places)."""
     head = vector.of_rows(rows.kl, rows.weight)
-    agrees = None if rows.agrees is None else rows.agrees.to(head.device).reshape(kl.shape)
-    counted = None
-    if weight is not None or head.device.type != "cpu" or not may_look() or head[vector.INVALID]:
-        weight = torch.ones_like(kl) if weight is None else weight
-        counted = ~kl.isnan() & (weight > 0)
-        weight = torch.where(counted, weight, 0)
-        kl = torch.where(counted, kl, 0)
-        s, n = of_samples(kl * weight), of_samples(weight)
-        sums = [pairs.total_of_products(x, y) for x, y in ((s, s), (s, n), (n, n))]
-        counts = [counted.any(1).sum(), counted.sum()]
-    else:  # every row counts 1: the same numbers in fewer operations
-        samples, size = kl.shape
-        s = of_samples(kl)
-        products = pairs.total(s) if size == 1 else pairs.total_of_products(s, torch.full_like(s, size))
-        sums = [pairs.total_of_products(s, s), products, kl.new_tensor([samples * size**2, 0])]
-        counts = [*kl.new_tensor([samples, samples * size])]
-    clusters, compared = counts
-    if agrees is None:
+    counted = ~kl.isnan() & (weight > 0)
+    weight = torch.where(counted, weight, 0)
+    kl = torch.where(counted, kl, 0)
+    s, n = pairs.of_samples(kl * weight), pairs.of_samples(weight)
+    sums = [pairs.total_of_products(x, y) for x, y in ((s, s), (s, n), (n, n))]
+    clusters, compared = counted.any(1).sum(), counted.sum()
+    if rows.agrees is None:
         agreed = compared = torch.zeros_like(compared)
     else:
-        agreed = (agrees if counted is None else agrees & counted).sum()
+        agreed = (rows.agrees.to(head.device).reshape(kl.shape) & counted).sum()
     seen = torch.full_like(compared, rows.kl.shape[0] if rows.kl.ndim else 1)
     if kl.numel():
         largest, smallest = torch.where(kl < math.inf, kl, 0).amax(), torch.where(kl > 0, -kl, -math.inf).amax()
@@ -142,20 +136,14 @@ def _sums(rows: Rows, kl: Tensor, weight: Tensor | None, fineness: int) -> Tenso
     return torch.cat([head, torch.stack(sums, 1).flatten(), numbers, histogram.count(kl, counted, fineness)])
 
 
-def _worst(kl: Tensor, weight: Tensor | None, top: int) -> list[Tensor]:
+def _worst(kl: Tensor, weight: Tensor, top: int) -> list[Tensor]:
     """The largest divergences, their samples and their places in these; -1 where there are no more."""
-    left_out = kl.isnan() if weight is None else kl.isnan() | (weight == 0)
-    kl = kl.masked_fill(left_out, -1)
+    kl = kl.masked_fill(kl.isnan() | (weight == 0), -1)
     order = _worst_first(kl)[:top]
     worst, places = kl.flatten()[order], kl.shape[1]
     is_row = worst >= 0
     columns = (worst, torch.where(is_row, order // places, -1), torch.where(is_row, order % places, -1))
     return [torch.nn.functional.pad(x.to(kl), (0, top - len(x)), value=-1) for x in columns]
-
-
-def of_samples(x: Tensor) -> Tensor:
-    """The sum over each sample, the same to the last bit whatever other samples there are."""
-    return x[:, 0] if x.shape[1] == 1 else x.cumsum(1)[:, -1]  # one by one, as the kernel does
 
 
 def standard_error(sketch: list[float]) -> float:
