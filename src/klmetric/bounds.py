@@ -8,6 +8,7 @@ from torch import Tensor
 from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Format, NanStrategy, Reduction, check_base, check_options, check_reduction
 from klmetric.rows.fields import OF_TAILS
+from klmetric.rows.looks import doubt_of_top
 from klmetric.rows.measure import measure
 from klmetric.rows.topk import TopK
 from klmetric.totals import vector
@@ -93,7 +94,9 @@ def kl_divergence_bounds(
     numbers = sums.tolist() if may_look(sums) else []
     if numbers:
         vector.check_weights(numbers)
-        vector.warn_of_invalid(numbers, options, stacklevel=2)
+        vector.warn_of_invalid(numbers, options, 2, type(p), type(q))
+        if (doubt := doubt_of_top(p, rows.left_out)) is not None and isinstance(q, Tensor):
+            doubt.say()
 
     def reduced(x: Tensor, unit: float) -> Tensor:
         if reduction == "none":

@@ -9,9 +9,11 @@ from torch import Tensor
 from torchmetrics.metric import CompositionalMetric
 
 from klmetric.accumulate.metric import Accumulator
+from klmetric.accumulate.seen import Kind
 from klmetric.accumulate.single import Take, refuse
 from klmetric.options import NAN_STRATEGIES, NanStrategy, Options, check_choice
 from klmetric.rows.drawn import log_ratios
+from klmetric.rows.looks import Doubt, doubt_of_logs
 from klmetric.rows.rows import Rows
 from klmetric.totals import drawn, vector
 from klmetric.totals.drawn import ESTIMATORS, UNITS, Estimator, Unit
@@ -153,6 +155,12 @@ class KLDivergenceEstimate(Accumulator):
 
     def _rows(self, p: Any, q: Any, weight: Tensor | None, targets: Tensor | None, before: Tensor | None) -> Rows:
         return log_ratios(p, q, weight, self.options)
+
+    def _kind_of(self, p: Any, q: Any) -> Kind:
+        return Tensor, Tensor, None
+
+    def _doubt_of(self, p: Any, q: Any, rows: Rows) -> Doubt | None:
+        return doubt_of_logs(p, q, rows.left_out)
 
     def _of_batch(self, rows: Rows) -> Tensor:
         return drawn.of_tokens(rows.kl, rows.weight, self.mean)

@@ -109,7 +109,7 @@ def kl_divergence(
     numbers = sums.tolist() if rows.totals is not None or may_look(sums) else []
     if numbers:
         vector.check_weights(numbers)
-        vector.warn_of_invalid(numbers, options, stacklevel=2, of_distributions=not isinstance(p, Tensor))
+        vector.warn_of_invalid(numbers, options, 2, type(p), type(q))
     if reduction == "none":
         left_out = rows.left_out | rows.kl.isnan() if nan_strategy == "ignore" else rows.left_out
         return torch.where(left_out, 0, rows.kl).to(rows.dtype) / unit

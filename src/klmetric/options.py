@@ -1,7 +1,7 @@
 """The options that every entry point shares, checked once and kept together."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
@@ -17,6 +17,13 @@ FORMATS = ("probs", "log_probs", "logits")
 DIRECTIONS = ("forward", "reverse", "jeffreys", "jensen_shannon")
 REDUCTIONS = ("mean", "sum", "batchmean", "none")
 NAN_STRATEGIES = ("propagate", "ignore", "error")
+# What other libraries call these options.
+ELSEWHERE = {
+    "from_logits": "input_format='logits'",
+    "log_target": "input_format=('log_probs', 'log_probs')",
+    "axis": "dim",
+    "num_classes": "classes",
+}
 
 
 @dataclass
@@ -117,9 +124,20 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise unless `value` is one of `allowed`, with the nearest of them as the likely fix."""
     if isinstance(value, str) and value in allowed:
         return
-    near = get_close_matches(value, allowed, n=1, cutoff=0.5) if isinstance(value, str) else []
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(value, allowed)
+    hint = f" Did you mean {near!r}?" if near else ""
     raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}. Got {value!r}.{hint}")
+
+
+def nearest(value: object, allowed: Iterable[str]) -> str | None:
+    """The one that was probably meant, if any is near."""
+    near = get_close_matches(value, allowed, n=1, cutoff=0.5) if isinstance(value, str) else []
+    return near[0] if near else None
+
+
+def meant_by(name: str, known: Iterable[str]) -> str | None:
+    """The argument that was probably meant by one of this name, as it is written."""
+    return ELSEWHERE.get(name) or nearest(name, known)
 
 
 def _formats(log_prob: bool, input_format: Format | tuple[Format, Format] | None) -> tuple[Format, Format]:
@@ -129,7 +147,8 @@ def _formats(log_prob: bool, input_format: Format | tuple[Format, Format] | None
         if isinstance(log_prob, Tensor):
             hint = " Data go to metric.update(p, q), or to the function kl_divergence(p, q)."
             raise TypeError(f"`log_prob` must be a bool. Got a tensor.{hint}")
-        hint = " `reduction` is the second argument." if isinstance(log_prob, str) else ""
+        near = nearest(log_prob, (*FORMATS, *REDUCTIONS))
+        hint = f" Did you mean {'input_format' if near in FORMATS else 'reduction'}={near!r}?" if near else ""
         raise TypeError(f"`log_prob` must be a bool. Got {log_prob!r}.{hint}")
     if input_format is None:
         return ("log_probs", "log_probs") if log_prob else ("probs", "probs")

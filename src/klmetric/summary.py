@@ -25,6 +25,8 @@ from klmetric.options import (
     unit_name,
 )
 from klmetric.rows.fields import OF_CLASSES, OF_TAILS, OF_TARGETS
+from klmetric.rows.looks import Doubt, doubt_of_top
+from klmetric.rows.measure import Input
 from klmetric.rows.rows import Rows
 from klmetric.totals import estimates, histogram, moments, pairs, sketch, tails, vector
 from klmetric.totals.histogram import Histogram
@@ -229,6 +231,10 @@ class KLDivergenceSummary(Accumulator):
             warnings.warn(f"`stderr` is NaN: {reason}", stacklevel=4)
         values: dict[str, Tensor] = super().compute()
         return values
+
+    def _doubt_of(self, p: Input, q: Input, rows: Rows) -> Doubt | None:
+        of_formats, of_top = super()._doubt_of(p, q, rows), doubt_of_top(p, rows.left_out) if self.bounds else None
+        return of_formats + of_top if of_formats and of_top else of_formats or of_top
 
     def _own_options(self) -> dict[str, tuple[Any, Any]]:
         accuracy = (self.relative_accuracy, 0.01)

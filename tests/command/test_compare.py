@@ -625,9 +625,11 @@ class TestGate:
         [
             (["--fail-above", "mean"], "A limit must be a value and a number, as mean=0.01. Got 'mean'"),
             (["--fail-above", "mean=x"], "A limit must be a value and a number"),
-            (["--fail-above", "median=1"], "A limit must be of mean, stderr, low, high, max, agreement"),
+            (["--fail-above", "mena=1"], "A limit must be of a value of the report. Got 'mena'. Did you mean 'mean'?"),
+            (["--fail-above", "median=1"], "Did you mean 'p50'?"),
+            (["--fail-above", "xyz=1"], "A limit must be of mean, stderr, low, high, max, agreement"),
             (["--fail-above", "p101=1"], "A limit must be of mean"),
-            (["mean=1"], "There must be a file or a folder at mean=1"),
+            (["mean=1"], "mean=1 does not exist"),
         ],
         ids=str,
     )
@@ -749,7 +751,9 @@ class TestBadInput:
         self.raises("must be one format, or a pair", files["full"], files["int8"], formats="logits,probs,logits")
 
     def test_files_and_keys(self, files, tmp_path):
-        self.raises("There must be a file or a folder at", files["full"], tmp_path / "nothing.npy")
+        self.raises("nothing.npy does not exist.", files["full"], tmp_path / "nothing.npy")
+        (tmp_path / "q4.npy").touch()
+        self.raises(f"q5.npy does not exist. Did you mean {tmp_path / 'q4.npy'}?", files["full"], tmp_path / "q5.npy")
         other = tmp_path / "other.xyz"
         other.write_text("hello")
         self.raises("A file must be one of .npy", files["full"], other)
@@ -800,9 +804,9 @@ class TestBadInput:
             bad,
         )
         self.raises("--groups must have one entry for each sample", *pair, "--groups", bad)
-        self.raises("--groups: There must be a file", *pair, "--groups", tmp_path / "no.txt")
+        self.raises(f"--groups: {tmp_path}/no.txt does not exist", *pair, "--groups", tmp_path / "no.txt")
         self.raises("--groups must be a file of .txt", *pair, "--groups", tmp_path)
-        self.raises("--mask: There must be a file", *pair, "--mask", tmp_path / "no.npy")
+        self.raises(f"--mask: {tmp_path}/no.npy does not exist", *pair, "--mask", tmp_path / "no.npy")
         np.save(bad, np.arange(60 * 24).reshape(60, 24))
         self.raises("--groups must have at most 1000 groups. Got 1440", *pair, "--groups", bad)
         two = tmp_path / "two.csv"

@@ -321,7 +321,7 @@ class TestErrors:
 
     def test_targets(self, files, targets, tmp_path):
         pair, bad = (files / "full.npy", files / "int8.npy", "--targets"), tmp_path / "bad.npy"
-        self.raises("--targets: There must be a file or a folder at no.npy", *pair, "no.npy")
+        self.raises("--targets: no.npy does not exist", *pair, "no.npy")
         for value, shown in ((100, "100"), (-1, "-1"), (0.5, "0.5"), (np.nan, "nan")):
             wrong = targets.astype(float)
             wrong[7, 3] = value
@@ -466,7 +466,7 @@ class TestFloor:
         done = run(files / "full.npy", files / "int8.npy", "--floor", tmp_path / "short.npy", code=2)
         assert "Both must have the same rows" in done.stderr
         assert (
-            "--floor: There must be a file or a folder at no.npy"
+            "--floor: no.npy does not exist"
             in run(files / "full.npy", files / "int8.npy", "--floor", "no.npy", code=2).stderr
         )
 

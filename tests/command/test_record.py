@@ -261,7 +261,9 @@ class TestInterrupted:
 
 class TestBadInput:
     def test_text(self, here, tmp_path):
-        assert "--text: There must be a file" in said_of(here / "model", tmp_path / "none.txt", tmp_path / "out")
+        assert f"--text: {tmp_path}/none.txt does not exist" in said_of(
+            here / "model", tmp_path / "none.txt", tmp_path / "out"
+        )
         (tmp_path / "latin.txt").write_bytes(b"caf\xe9" * 100)
         said = said_of(here / "model", tmp_path / "latin.txt", tmp_path / "out")
         assert f"--text must be a file of text in UTF-8. Got {tmp_path / 'latin.txt'}: 'utf-8' codec can't" in said

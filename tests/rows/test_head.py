@@ -268,7 +268,9 @@ def test_bad_rows_are_named():
     p, q = Head(x, WEIGHTS[0]), Head(hidden(3, 4, seed=1), WEIGHTS[1])
     with pytest.raises(ValueError, match=re.escape("the first is row (1, 2): `p` has NaN at class 0 (nan)")):
         kl_divergence(p, q, nan_strategy="error")
-    with pytest.warns(UserWarning, match="1 of 12 rows were no distributions .* in their parameters") as caught:
+    with pytest.warns(
+        UserWarning, match="1 of 12 rows were no distributions .* NaN in what the Head is made of"
+    ) as caught:
         assert kl_divergence(p, q).isnan()
     assert "input_format" not in str(caught[0].message)
 
@@ -285,6 +287,7 @@ def test_bad_rows_are_named():
         (ValueError, lambda: Head(torch.ones(()), WEIGHTS[0]), "a last axis, of the head's width. Got shape ()"),
         (ValueError, lambda: Head(torch.ones(3, 0), WEIGHTS[0]), "Got shape (3, 0)"),
         (ValueError, lambda: Head(hidden(2), WEIGHTS[0][:, 1:]), "(37, 5) and hidden (2, 6). Is it of another model?"),
+        (ValueError, lambda: Head(WEIGHTS[0], hidden(2, 3)), "hidden (37, 6). Are the two in the right order?"),
         (ValueError, lambda: Head(hidden(2), torch.ones(6, 7)), "the classes come first: give weight.T"),
         (ValueError, lambda: Head(hidden(2), WEIGHTS[0][:0]), "Got weight (0, 6)"),
         (ValueError, lambda: Head(hidden(2), WEIGHTS[0][0]), "Got weight (6,) and hidden (2, 6)"),

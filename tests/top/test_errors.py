@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,25 @@ BAD_INPUT = {
         "`q` must have the shape of `p`. Got p (4, 3) and q (4, 2). Were both made with the same label set, of the same"
         " batch?",
     ),
+    "transposed": (
+        {}, P, Q.T, None, ValueError,
+        "Got p (4, 3) and q (3, 4). `q` has the shape of `p` transposed: which of the two needs .T?",
+    ),
+    "axes_in_another_order": (
+        {}, P.view(2, 2, 3), Q.view(2, 3, 2), None, ValueError,
+        "These are the same axes in another order: which of the two needs .movedim()?",
+    ),
+    "dict": ({}, {"logits": P}, Q, None, TypeError, "Got dict. Take p['logits']."),
+    "dict_of_others": ({}, P, {"loss": 1, "y": Q}, None, TypeError, "Got dict. Take one of ['loss', 'y']."),
+    "output": ({}, SimpleNamespace(logits=P), Q, None, TypeError, "Got SimpleNamespace. Take p.logits."),
+    "hidden_and_weight": (
+        {}, (P, Q), Q, None, TypeError,
+        "Got tuple. Of hidden states and the weight of a head, make a klmetric.Head(hidden, weight).",
+    ),
+    "values_and_indices": (
+        {}, P.topk(2), Q, None, TypeError,
+        "Got topk. Of values and indices of a topk, make a klmetric.TopK(values, indices, classes).",
+    ),
     "no_classes": (
         {}, P[:, :0], Q[:, :0], None, ValueError,
         "The class axis must not be empty. Got shape (4, 0), dim=-1. Is `dim` right?",
@@ -45,8 +65,12 @@ BAD_INPUT = {
     ),
     "integers": (
         {}, torch.ones(4, 3, dtype=torch.int64), Q, None, TypeError,
-        "`p` must hold floating-point probabilities, log-probabilities or logits. Got torch.int64, shape (4, 3). Class"
-        " indices become probabilities by torch.nn.functional.one_hot(...).float().",
+        "`p` must hold floating-point probabilities, log-probabilities or logits. Got torch.int64, shape (4, 3). If"
+        " they are one-hot already, .float(). Class indices become probabilities by torch.nn.functional.one_hot(...)",
+    ),
+    "class_indices": (
+        {}, torch.ones(4, dtype=torch.int64), Q, None, TypeError,
+        "Got torch.int64, shape (4,). Class indices become probabilities by torch.nn.functional.one_hot(...).float().",
     ),
     "complex": (
         {}, P, Q.to(torch.complex64), None, TypeError,
@@ -185,7 +209,11 @@ for name, (input_format, values, fault) in INVALID_ROWS.items():
 BAD_OPTIONS = {
     "log_prob": ({"log_prob": 1}, TypeError, "`log_prob` must be a bool. Got 1."),
     "log_prob_is_a_reduction": (
-        {"log_prob": "mean"}, TypeError, "`log_prob` must be a bool. Got 'mean'. `reduction` is the second argument.",
+        {"log_prob": "mean"}, TypeError, "`log_prob` must be a bool. Got 'mean'. Did you mean reduction='mean'?",
+    ),
+    "log_prob_is_a_format": (
+        {"log_prob": "logits"}, TypeError,
+        "`log_prob` must be a bool. Got 'logits'. Did you mean input_format='logits'?",
     ),
     "log_prob_is_data": (
         {"log_prob": P}, TypeError,
@@ -274,8 +302,25 @@ def test_bad_options(case):
 def test_unknown_option():
     with pytest.raises(TypeError, match="unexpected keyword argument 'reduce'"):
         kl_divergence(P, Q, reduce="mean")
-    with pytest.raises(ValueError, match="Unexpected keyword arguments: `reduce`"):
-        KLDivergence(reduce="mean")
+    for name, meant in {
+        "reduce": "reduction",
+        "format": "input_format",
+        "from_logits": "input_format='logits'",
+        "axis": "dim",
+        "num_classes": "classes",
+    }.items():
+        with pytest.raises(ValueError, match=rf"^Unexpected keyword arguments: `{name}`\. Did you mean {meant}\?$"):
+            KLDivergence(**{name: "mean"})
+    with pytest.raises(ValueError, match=r"^Unexpected keyword arguments: `xyz`$"):
+        KLDivergence(xyz=1)
+    with pytest.raises(ValueError, match="Expected keyword argument `dist_sync_on_step` to be an `bool` but got 1"):
+        KLDivergence(dist_sync_on_step=1)
+
+
+def test_unknown_argument_names_no_inner_class():
+    for call in (KLDivergence().update, KLDivergence().forward):
+        with pytest.raises(TypeError, match=r"^(update|forward)\(\) got an unexpected keyword argument 'mask'"):
+            call(P, Q, mask=P)
 
 
 def test_bad_row_of_a_sequence_is_named_by_its_indices():

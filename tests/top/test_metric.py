@@ -18,6 +18,9 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from klmetric import KLDivergence, KLDivergenceSummary, kl_divergence
 
+# Any numbers pass for the log-probabilities of drawn tokens here.
+pytestmark = pytest.mark.filterwarnings("ignore:`log_p` and `log_q` should be logarithms")
+
 BATCHES = [pair(n, 5, seed=n) for n in (4, 1, 7)]
 
 

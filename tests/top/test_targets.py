@@ -118,6 +118,16 @@ ERRORS = {
         TypeError,
         "`targets` must be integers, the numbers of classes. Got torch.bool. A mask of rows is a `weight`.",
     ),
+    "one-hot": (
+        torch.nn.functional.one_hot(LABELS.clamp_min(0), 5),
+        ValueError,
+        "Got targets (4, 6, 5) for batch shape (4, 6). If they are one-hot, take .argmax(-1).",
+    ),
+    "one-hot floats": (
+        torch.nn.functional.one_hot(LABELS.clamp_min(0), 5).float(),
+        TypeError,
+        "Got torch.float32. If they are one-hot, take .argmax(-1).",
+    ),
     "shifted": (
         LABELS[:, 1:],
         ValueError,

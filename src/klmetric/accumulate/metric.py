@@ -1,18 +1,22 @@
 """`Accumulator`: what all metrics share, the torchmetrics `Metric` around one vector of totals."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.nn import Module
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from klmetric.accumulate.loading import Loadable
+from klmetric.accumulate.seen import Kind, Seen
 from klmetric.accumulate.sync import Synced
 from klmetric.arithmetic.device import device_of_float64
 from klmetric.arithmetic.native import Totals
-from klmetric.options import Options, as_number, check_base
+from klmetric.options import Options, as_number, check_base, meant_by
+from klmetric.rows.looks import Doubt, doubt_of_formats
 from klmetric.rows.measure import Input, measure
 from klmetric.rows.rows import Rows
 from klmetric.totals import vector
@@ -35,8 +39,6 @@ class Accumulator(Loadable, Synced):
     _asked: Totals | None = vector.ASKED
     # What else to ask of each row, by the names of `klmetric.rows.fields`.
     _fields: tuple[str, ...] = ()
-    # Whether p of the last batch was no tensor: a warning about its rows depends on it.
-    _of_distributions = False
 
     def __init__(
         self,
@@ -46,7 +48,14 @@ class Accumulator(Loadable, Synced):
         class_group: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except ValueError as error:
+            known = inspect.signature(type(self).__init__).parameters
+            meant = [meant for name in kwargs if (meant := meant_by(name, known))]
+            if not meant or not str(error).startswith("Unexpected keyword arguments"):
+                raise
+            raise ValueError(f"{error}. Did you mean {', '.join(meant)}?") from None
         if class_group is not None:
             from klmetric.rows.shards import check_group
 
@@ -58,6 +67,7 @@ class Accumulator(Loadable, Synced):
         self.base = None if base is None else as_number("base", base)
         self.keeps_rows = keeps_rows
         self._warned = False
+        self._seen = Seen()
         self.add_state("totals", self._empty(), dist_reduce_fx=self._merging())
         if keeps_rows:
             self.add_state("rows", [], dist_reduce_fx="cat")
@@ -109,6 +119,7 @@ class Accumulator(Loadable, Synced):
 
     def compute(self) -> Any:
         """The result of all that was added, over all processes."""
+        self._seen.say()
         is_called_by_a_subclass = type(self).compute is not Accumulator.compute
         return self._result(self.totals, self.rows if self.keeps_rows else [], 5 + is_called_by_a_subclass)
 
@@ -141,6 +152,7 @@ class Accumulator(Loadable, Synced):
             self.unsync()
         super().reset()
         self._warned = False
+        self._seen.begin_again()
 
     def extra_repr(self) -> str:
         """The options that are not the default, for `print(metric)`."""
@@ -159,8 +171,6 @@ class Accumulator(Loadable, Synced):
                 " `sync_context`, or call `unsync`, first."
             )
         rows = self._rows(p, q, weight, targets, before if self.totals.is_cpu else None)
-        if self._of_distributions is isinstance(p, Tensor):  # a module takes long to set anything
-            self._of_distributions = not self._of_distributions
         totals = self._of_batch(rows)
         if totals.device != self.totals.device:
             raise ValueError(
@@ -171,6 +181,8 @@ class Accumulator(Loadable, Synced):
             self._take_holders(rows.holders)
         if before is not None and rows.totals is None:
             totals = self._adding(before, totals.detach())
+        if (kind := self._kind_of(p, q)) != self._seen.kind:
+            self._seen.take(kind, rows, lambda: self._doubt_of(p, q, rows))
         if not self.keeps_rows:
             return totals, []
         ignores = self.options.nan_strategy == "ignore"
@@ -178,6 +190,16 @@ class Accumulator(Loadable, Synced):
             return totals, [rows.kl.flatten().to(self.dtype)]
         kept = ~(rows.left_out | rows.kl.isnan()) if ignores else ~rows.left_out
         return totals, [rows.kl[kept].to(self.dtype)]
+
+    def _kind_of(self, p: Input, q: Input) -> Kind:
+        """What p and q are, and how many classes they have; None where that may vary."""
+        if isinstance(p, Distribution) or self.options.classes is not None or self._class_group.value is not None:
+            return type(p), type(q), None
+        return type(p), type(q), p.shape[self.options.dim if isinstance(p, Tensor) else -1]
+
+    def _doubt_of(self, p: Input, q: Input, rows: Rows) -> Doubt | None:
+        """What may be wrong with the first batch."""
+        return doubt_of_formats(p, q, self.options) if self._class_group.value is None else None
 
     def _take_holders(self, holders: tuple[int, ...] | None) -> None:
         if self.totals[vector.ROWS] > 0:
@@ -210,7 +232,7 @@ class Accumulator(Loadable, Synced):
 
     def _say_invalid(self, numbers: list[float], stacklevel: int) -> bool:
         """Say it, if there is anything to say."""
-        return vector.warn_of_invalid(numbers, self.options, stacklevel + 1, self._of_distributions)
+        return vector.warn_of_invalid(numbers, self.options, stacklevel + 1, *(self._seen.kind or ())[:2])
 
     def _result_over_processes(self, batch: dict[str, Any]) -> Any:
         kept = self.metric_state
@@ -254,6 +276,11 @@ class Accumulator(Loadable, Synced):
         if self.keeps_rows:
             self.rows = [rows.to(self.device, self.dtype) for rows in self.rows]
         return self
+
+
+# The names that an error about a wrong argument has: that of this class is nobody's.
+for _method in (Accumulator.update, Accumulator.forward):
+    _method.__qualname__ = _method.__name__
 
 
 class _Uncopied:

@@ -13,9 +13,11 @@ from klmetric.saved.errors import InputError
 def check_array(saved: Saved) -> None:
     """Raise unless the array may be of predictions."""
     if len(saved.shape) < 2:
+        is_of_numbers = saved.dtype.is_floating_point and saved.shape
+        hint = f"One row? Save it as (1, {saved.shape[0]})." if is_of_numbers else "Are they class indices?"
         raise InputError(
             f"Predictions must be of (rows, classes) or (samples, positions, classes). Got shape {saved.shape} in"
-            f" {saved.name}. Are they class indices?"
+            f" {saved.name}. {hint}"
         )
     if saved.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         hint = "Convert them." if saved.dtype.is_floating_point else "Are they class indices?"
@@ -51,9 +53,12 @@ def check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
     if (reference.ids is None) != (model.ids is None):
         raise InputError(f"--id is for tables. Got {reference.name} and {model.name}, one of which is none.")
     if reference.shape[:-1] != model.shape[:-1] and reference.ids is None:
+        hint = "Are they of the same data?"
+        if reference.rows == model.rows:
+            hint = f"Both have {reference.rows:,} rows: give one of them the shape of the other."
         raise InputError(
             f"Both must have the same rows. Got shape {reference.shape} in {reference.name} and {model.shape} in"
-            f" {model.name}. Are they of the same data?"
+            f" {model.name}. {hint}"
         )
     if reference.tokens is not None and model.tokens is not None:
         if len(reference.tokens) != len(model.tokens):

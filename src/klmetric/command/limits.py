@@ -8,7 +8,7 @@ from typing import Any
 
 from klmetric.command.fields import COMPARED, OF_LLAMA
 from klmetric.command.numbers import number
-from klmetric.options import quantile_name
+from klmetric.options import nearest, quantile_name
 from klmetric.rows.fields import OF_CLASSES
 from klmetric.saved.errors import InputError
 from klmetric.totals.estimates import DELTA_P, PERPLEXITY
@@ -38,8 +38,13 @@ def parsed(given: list[str] | None, tightest: Callable[[float, float], float]) -
             raise InputError(f"A limit must be a value and a number, as mean=0.01. Got {text!r}.")
         key = _as_in_the_report(key)
         if not _is_known(key):
-            some = ", ".join((*PLAIN, *OF_MODELS, *(f"{of}.mean" for of in DIFFERENCES)))
-            raise InputError(f"A limit must be of {some}, or of a quantile, as p99_9 or delta_p.p99_9. Got {key!r}.")
+            some = (*PLAIN, *OF_MODELS, *(f"{of}.mean" for of in DIFFERENCES))
+            near = "p50" if key == "median" else None if re.match(r"p\d", key) else nearest(key, some)
+            if near is not None:
+                raise InputError(f"A limit must be of a value of the report. Got {key!r}. Did you mean {near!r}?")
+            raise InputError(
+                f"A limit must be of {', '.join(some)}, or of a quantile, as p99_9 or delta_p.p99_9. Got {key!r}."
+            )
         limits[key] = tightest(limits.get(key, limit), limit)
     return limits
 

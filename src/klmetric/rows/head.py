@@ -202,6 +202,8 @@ def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         hint = "Is it of another model?"
         if weight.ndim == 2 and len(weight) == hidden.shape[-1]:
             hint = "As in torch.nn.Linear, the classes come first: give weight.T."
+        elif hidden.ndim == 2 and weight.ndim != 2 and weight.shape[-1:] == hidden.shape[-1:]:
+            hint = "Are the two in the right order? It is Head(hidden, weight)."
         raise ValueError(
             "`weight` must have the shape (classes, width), the width being that of `hidden`."
             f" Got weight {tuple(weight.shape)} and hidden {tuple(hidden.shape)}. {hint}"

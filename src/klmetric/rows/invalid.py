@@ -41,6 +41,28 @@ def check_rows(rows: Rows, inputs: "tuple[Input, Input] | None", options: Option
     )
 
 
+def hint_for(kinds: tuple[type, type], options: Options) -> str:
+    """What to look for where rows were no distributions, by what p and q are."""
+    from klmetric.rows.head import Head
+    from klmetric.rows.topk import TopK
+
+    hints: dict[type, str] = {}
+    for kind, input_format in zip(kinds, options.input_format, strict=True):
+        if issubclass(kind, Tensor):
+            if input_format == "probs":
+                hints[kind] = " Were they logits or log-probabilities? Then say so with input_format."
+        elif issubclass(kind, TopK):
+            hints[kind] = (
+                " Do the `values` of the TopK hold probabilities? Then say so with its input_format. Or logits? Then"
+                " take logits.log_softmax(-1).topk(k)."
+            )
+        elif issubclass(kind, Head):
+            hints[kind] = " Look for NaN in what the Head is made of."
+        else:
+            hints[kind] = " Look for NaN, and for values out of range, in their parameters."
+    return "".join(hints.values())
+
+
 def fault(row: "Tensor | TopK", input_format: Format) -> str | None:
     """What keeps one row from being a distribution, if anything does."""
     if not isinstance(row, Tensor):

@@ -13,6 +13,8 @@ from klmetric.rows.tensors import check_data, check_storage
 if TYPE_CHECKING:
     from klmetric.rows.topk import TopK
 
+_OF_ONE_HOT = "If they are one-hot, take .argmax(-1)."
+
 
 def check_targets(
     targets: Tensor, p: "Tensor | TopK", weight: Tensor | None, options: Options
@@ -36,6 +38,8 @@ def check_targets(
     check_storage("targets", targets)
     if targets.is_floating_point() or targets.is_complex() or targets.dtype is torch.bool:
         hint = "A mask of rows is a `weight`." if targets.dtype is torch.bool else "Convert it with .long()."
+        if targets.shape == p.shape:
+            hint = _OF_ONE_HOT
         raise TypeError(f"`targets` must be integers, the numbers of classes. Got {targets.dtype}. {hint}")
     if targets.device not in (device, torch.device("cpu")):
         raise ValueError(
@@ -43,10 +47,11 @@ def check_targets(
         )
     check_data("targets", targets)
     if targets.shape != shape:
+        hint = "Of a language model they are the tokens one place on: those of logits[:, :-1] are tokens[:, 1:]."
         raise ValueError(
             "`targets` must have one class for each row: the batch shape. Got targets"
-            f" {tuple(targets.shape)} for batch shape {tuple(shape)}. Of a language model they are the tokens one place"
-            " on: those of logits[:, :-1] are tokens[:, 1:]."
+            f" {tuple(targets.shape)} for batch shape {tuple(shape)}."
+            f" {_OF_ONE_HOT if targets.shape == p.shape else hint}"
         )
     targets = targets.to(device, torch.int64, non_blocking=True)
     counts = targets != options.ignore_index

@@ -3,6 +3,7 @@
 import math
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Options
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# How far probabilities may add up to more than 1, at least: those that were printed with a few decimals do.
+EXCESS = 1e-3
 
 
 def is_sharded(x: Any) -> bool:
@@ -39,8 +42,7 @@ def check_tensors(p: Tensor, q: Tensor, dim: int) -> None:
         check_one(name, x)
     if p.shape != q.shape:
         raise ValueError(
-            f"`q` must have the shape of `p`. Got p {tuple(p.shape)} and q {tuple(q.shape)}."
-            " Were both made with the same label set, of the same batch?"
+            f"`q` must have the shape of `p`. Got p {tuple(p.shape)} and q {tuple(q.shape)}. {_hint_of_shapes(p, q)}"
         )
     if p.device != q.device:
         raise ValueError(f"`p` and `q` must share a device. Got p on {p.device}, q on {q.device}. Use q.to(p.device).")
@@ -54,11 +56,13 @@ def check_one(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(
             f"`{name}` must be a torch.Tensor or a torch.distributions.Distribution. Got {type(x).__name__}."
-            + (" Convert it with torch.as_tensor." if x is not None else "")
+            f"{_hint_of_kind(name, x)}"
         )
     check_storage(name, x)
     if not x.is_floating_point():
         hint = "Class indices become probabilities by torch.nn.functional.one_hot(...).float()."
+        if x.ndim > 1:
+            hint = f"If they are one-hot already, .float(). {hint}"
         if x.dtype is torch.bool:
             hint = "Masks of classes become probabilities by .float()."
         elif x.is_complex():
@@ -72,6 +76,29 @@ def check_one(name: str, x: object) -> None:
             f"`{name}` must be float16, bfloat16, float32 or float64. Got {x.dtype}, shape {tuple(x.shape)}."
             " Convert it with .float(), times its scale if it has one."
         )
+
+
+def _hint_of_shapes(p: Tensor, q: Tensor) -> str:
+    if p.ndim == 2 and p.shape == q.shape[::-1]:
+        return "`q` has the shape of `p` transposed: which of the two needs .T?"
+    if sorted(p.shape) == sorted(q.shape):
+        return "These are the same axes in another order: which of the two needs .movedim()?"
+    return "Were both made with the same label set, of the same batch?"
+
+
+def _hint_of_kind(name: str, x: Any) -> str:
+    """What to do with something that is no tensor."""
+    if x is None:
+        return ""
+    if isinstance(x, Mapping):
+        return f" Take {name}['logits']." if "logits" in x else f" Take one of {list(x)[:8]}."
+    if isinstance(getattr(x, "logits", None), Tensor):
+        return f" Take {name}.logits."
+    if isinstance(x, (list, tuple)) and len(x) == 2 and all(isinstance(one, Tensor) for one in x):
+        if not x[1].is_floating_point():
+            return " Of values and indices of a topk, make a klmetric.TopK(values, indices, classes)."
+        return " Of hidden states and the weight of a head, make a klmetric.Head(hidden, weight)."
+    return " Convert it with torch.as_tensor."
 
 
 def check_axis(x: Tensor, dim: int) -> None:
@@ -125,11 +152,11 @@ def warn_of_one_class(x: Tensor, dim: int) -> None:
     warnings.warn(
         f"With one class its probability is 1, and the divergence 0. Got shape {tuple(x.shape)}, dim={dim}. Of a"
         " sigmoid, there are two classes: give torch.distributions.Bernoulli(logits=...) for p and q.",
-        stacklevel=_level_of_user(),
+        stacklevel=level_of_user(),
     )
 
 
-def _level_of_user() -> int:
+def level_of_user() -> int:
     """Of the caller's callers, the first that is neither in this library nor in those that call it."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (

@@ -11,11 +11,7 @@ from torch.utils._pytree import register_pytree_node
 
 from klmetric.arithmetic.tracing import has_gradient, may_look
 from klmetric.options import Format, Options, as_int, check_choice
-from klmetric.rows.tensors import DTYPES, check_axis, check_data, check_one, check_storage, first_classes
-
-# How far probabilities may add up to more than 1 before a row is no distribution, at least: those that were printed
-# with a few decimals do.
-EXCESS = 1e-3
+from klmetric.rows.tensors import DTYPES, EXCESS, check_axis, check_data, check_one, check_storage, first_classes
 
 
 @dataclass(eq=False)

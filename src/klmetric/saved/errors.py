@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -25,10 +26,21 @@ def check_is_there(path: Path, option: str | None = None) -> None:
     try:
         os.stat(path)
     except OSError as error:
-        is_missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        got = "nothing" if is_missing else f"{error.strerror}"
         where = "" if option is None else f"{option}: "
-        raise InputError(f"{where}There must be a file or a folder at {path}. Got {got}.") from error
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise InputError(f"{where}{path} does not exist.{_near_to(path)}") from error
+        raise InputError(f"{where}There must be a file or a folder at {path}. Got {error.strerror}.") from error
+
+
+def _near_to(path: Path) -> str:
+    """What else may have been meant, of what is there."""
+    if not path.parent.is_dir():
+        return f" Nor is there a folder {path.parent}."
+    try:
+        near = get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.7)
+    except OSError:
+        near = []
+    return f" Did you mean {path.parent / near[0]}?" if near else ""
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from klmetric.arithmetic.device import device_of_float64
 from klmetric.arithmetic.native import Totals
 from klmetric.arithmetic.tracing import has_gradient, is_recorded, may_look
 from klmetric.options import NanStrategy, Options, Reduction
+from klmetric.rows.invalid import hint_for
 from klmetric.rows.rows import Rows
 from klmetric.totals import pairs
 
@@ -158,25 +159,22 @@ def check_weights(totals: list[float]) -> None:
         )
 
 
-def warn_of_invalid(totals: list[float], options: Options, stacklevel: int, of_distributions: bool = False) -> bool:
+def warn_of_invalid(totals: list[float], options: Options, stacklevel: int, p: type = Tensor, q: type = Tensor) -> bool:
     """Say how many rows were no distributions, and what became of them. Returns whether there was anything to say.
 
     Args:
         totals: as the list of its numbers.
         options: what was measured.
         stacklevel: of the warning.
-        of_distributions: whether p and q are those of torch, of which no one can mistake the format.
+        p: what the reference is: a tensor, a distribution...
+        q: what the approximation is.
     """
     invalid = int(totals[INVALID])
     if invalid:
         outcome = "were left out" if options.nan_strategy == "ignore" else "make the result NaN"
-        hint = " nan_strategy='error' names the first."
-        if of_distributions:
-            hint += " Look for NaN, and for values out of range, in their parameters."
-        elif "probs" in options.input_format:
-            hint += " Were they logits or log-probabilities? Then say so with input_format."
         warnings.warn(
-            f"{invalid} of {int(totals[ROWS])} rows were no distributions and {outcome}.{hint}",
+            f"{invalid} of {int(totals[ROWS])} rows were no distributions and {outcome}. nan_strategy='error' names the"
+            f" first.{hint_for((p, q), options)}",
             stacklevel=stacklevel + 1,
         )
     return bool(invalid)
