@@ -1,4 +1,4 @@
-"""The metrics that one contract holds for: every reduction of `KLDivergence`, two summaries, and the estimates."""
+"""The metrics that one contract holds for: every reduction of `KLDivergence`, summaries, rows in parts, estimates."""
 
 import warnings
 from typing import Any
@@ -6,18 +6,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klmetric import KLDivergence, KLDivergenceEstimate, KLDivergenceSummary, kl_divergence
+from klmetric import Head, KLDivergence, KLDivergenceEstimate, KLDivergenceSummary, TopK, kl_divergence
 
 # Of distributions over classes; and of tokens that were drawn, for whose log-probabilities here any numbers pass.
 SUMMARIES = ("summary", "measures")
 OF_CLASSES = ("mean", "sum", "batchmean", "none", *SUMMARIES)
 OF_TOKENS = ("token", "sequence")
-KINDS = OF_CLASSES + OF_TOKENS
 # Whose value is a dict, without a gradient.
-DICTS = (*SUMMARIES, *OF_TOKENS)
+DICTS = (*SUMMARIES, "bounds", *OF_TOKENS)
+
+
+def of_topk(p: Tensor, q: Tensor) -> tuple[TopK, Tensor]:
+    values, indices = p.topk(min(3, p.shape[-1]))
+    return TopK(values, indices, p.shape[-1], "probs"), q
+
+
+def of_heads(p: Tensor, q: Tensor) -> tuple[Head, Head]:
+    return Head(p.log(), torch.eye(p.shape[-1], device=p.device)), Head(
+        q.log(), torch.eye(q.shape[-1], device=q.device)
+    )
+
+
+def of_topk_and_head(p: Tensor, q: Tensor) -> tuple[TopK, Head]:
+    return of_topk(p, q)[0], of_heads(p, q)[1]
+
+
+class InParts:
+    """Measures parts of the probabilities that it is given."""
+
+    def _measure(self, p: Tensor, q: Tensor, *rest: Any) -> Any:
+        return super()._measure(*self.parts(p, q), *rest)  # type: ignore[misc]
+
+
+class OfTopK(InParts, KLDivergence):
+    parts = staticmethod(of_topk)
+
+
+class Bounds(InParts, KLDivergenceSummary):
+    parts = staticmethod(of_topk)
+
+
+class OfHeads(InParts, KLDivergence):
+    parts = staticmethod(of_heads)
+
+
+class OfTopKAndHead(InParts, KLDivergence):
+    parts = staticmethod(of_topk_and_head)
+
+
+IN_PARTS = {"top-k": OfTopK, "bounds": Bounds, "heads": OfHeads, "top-k, head": OfTopKAndHead}
+KINDS = (*OF_CLASSES, *IN_PARTS, *OF_TOKENS)
 
 
 def make(kind: str, **options: Any) -> KLDivergence | KLDivergenceEstimate | KLDivergenceSummary:
+    if kind in IN_PARTS:
+        return IN_PARTS[kind](**({"bounds": True} if kind == "bounds" else {}), **options)
     if kind in OF_TOKENS:
         return KLDivergenceEstimate(mean=kind, **options)
     if kind in SUMMARIES:
@@ -27,6 +70,8 @@ def make(kind: str, **options: Any) -> KLDivergence | KLDivergenceEstimate | KLD
 
 def value_of(kind: str, p: Tensor, q: Tensor, weight: Tensor | None = None, **options: Any) -> Any:
     """The value of one batch alone."""
+    if kind in IN_PARTS and kind not in DICTS:
+        return kl_divergence(*IN_PARTS[kind].parts(p, q), weight=weight, **options)
     if kind not in DICTS:
         value = kl_divergence(p, q, reduction=kind, weight=weight, **options)
         return value if weight is None or kind != "none" else value[weight > 0]

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributions as D
 from cases import DIRECTIONS, logits, pair
-from kinds import DICTS, KINDS, OF_CLASSES, OF_TOKENS, SUMMARIES, make, same, value_of, without_order
+from kinds import DICTS, IN_PARTS, KINDS, OF_CLASSES, OF_TOKENS, SUMMARIES, make, same, value_of, without_order
 from torchmetrics import BootStrapper, MetricCollection, MetricTracker
 from torchmetrics.regression import KLDivergence as TorchmetricsKL
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
@@ -741,6 +741,8 @@ def test_a_warning_names_the_line_of_the_user(kind):
     metric.update(nothing, nothing)
     if kind in OF_TOKENS:
         calls = {"tokens cannot have been drawn": metric.compute, "tokens cannot": lambda: make(kind)(nothing, nothing)}
+    elif kind in IN_PARTS:
+        calls = {"no distributions": metric.compute, "no distributions and": lambda: make(kind)(nothing, nothing)}
     else:
         calls = {
             "no distributions": metric.compute,

@@ -63,7 +63,7 @@ def _logs(q: Tensor, index: Tensor, full: Tensor, are_probs: bool) -> Tensor:
     """The sum of log q over so many of the smallest of the other classes, and log q of the next; shape (rows, 2)."""
     classes = q.shape[-1]
     others = torch.nn.functional.pad(q, (0, 1)).scatter(-1, index, math.inf)[:, :classes]
-    if q.is_cpu and may_look(full):
+    if q.is_cpu and may_look(full) and full.numel():
         smallest = others.topk(min(int(full.max()) + 1, classes), -1, largest=False).values
     else:  # whose order does not have to wait for the device to say how many there are
         smallest = others.sort(-1).values
