@@ -20,6 +20,7 @@ SCRIPTS = (
     "summary",
     "compare",
     "head",
+    "shards",
     "zeros",
     "coverage",
     "estimate",

@@ -62,6 +62,19 @@ def test_a_row_has_its_bits_wherever_it_stands(kind, monkeypatch):
                 assert torch.equal(there, agrees)
 
 
+@every_kind
+def test_shares_of_rows_are_the_same_at_every_level(kind, monkeypatch):
+    for p, q, *options in CASES[kind]:
+        shares = native.shares(p, q, *options)
+        again = native.second_shares(p, q, *options, shares[:4])
+        with monkeypatch.context() as patch:
+            for level in LEVELS:
+                patch.setattr(native, "level", lambda level=level: level)
+                np.testing.assert_array_equal(native.shares(p, q, *options), shares)
+                np.testing.assert_array_equal(native.second_shares(p, q, *options, shares[:4]), again)
+                np.testing.assert_array_equal(native.shares(p[1:3], q[1:3], *options), shares[:, 1:3])
+
+
 @pytest.mark.parametrize("classes", [2, 30, 200])
 @pytest.mark.parametrize("direction", ["reverse", "jeffreys"])
 def test_directions(direction, classes):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from klmetric import kl_divergence
+from klmetric.arithmetic import sharded
+from klmetric.options import Options
 
 RTOL, LEAST = 1e-6, 1e-13  # the promise, and from which divergence on it holds
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -35,6 +37,18 @@ class Case(NamedTuple):
             warnings.simplefilter("ignore")  # of the rows whose only class is too small for half precision
             return kl_divergence(self.p, self.q, **options)
 
+    def of_shares(self, direction: str = "forward", number: int = 3) -> Tensor:
+        """What it makes of them where so many processes have a share of the classes each."""
+        options = Options(self.formats, temperature=self.temperature, direction=direction)
+        shares = [*zip(*(x.tensor_split(number, -1) for x in (self.p, self.q)), strict=True)]
+        widths = [len(p.T) for p, _ in shares]
+        first = [sum(widths[:i]) for i in range(number)]
+        whole = sharded.together(torch.stack([sharded.look(p, q, options) for p, q in shares]), first, options)
+        if direction == "forward":
+            return whole.kls[0]
+        found = [sharded.look_again(p, q, options, whole.masses) for p, q in shares]
+        return sharded.together_again(torch.stack(found), first, options, whole).jensen_shannon
+
     def exact(self, direction: str = "forward") -> Tensor:
         """What they are."""
         a, b = (log_of(x, f, self.temperature) for x, f in zip((self.p, self.q), self.formats, strict=True))
@@ -44,10 +58,12 @@ class Case(NamedTuple):
         return (kl_of_logs(a, middle) + kl_of_logs(b, middle)) / 2
 
     def wrong(self, direction: str = "forward") -> Tensor:
-        """Which rows are further off than promised, in a direction: "forward" or "jensen_shannon"."""
-        value, true = self.measured(direction).double(), self.exact(direction)
-        is_near = (value - true).abs() <= RTOL * true.clamp_min(LEAST)
-        return ~(is_near | (value == true) | (value.isnan() & true.isnan()))
+        """Which rows are further off than promised, whole or in shares: "forward" or "jensen_shannon"."""
+        true, wrong = self.exact(direction), torch.zeros(len(self.p), dtype=torch.bool)
+        for value in (self.measured(direction).double(), self.of_shares(direction)):
+            is_near = (value - true).abs() <= RTOL * true.clamp_min(LEAST)
+            wrong |= ~(is_near | (value == true) | (value.isnan() & true.isnan()))
+        return wrong
 
 
 def log_of(x: Tensor, input_format: str, temperature: float = 1.0) -> Tensor:

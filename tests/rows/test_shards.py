@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributions import Categorical
 from torchmetrics import MetricCollection
 
-from klmetric import Head, KLDivergence, KLDivergenceSummary, kl_divergence
+from klmetric import Head, KLDivergence, KLDivergenceSummary, TopK, kl_divergence
+from klmetric.arithmetic import native
 
 F64 = torch.float64
 # How many of so many classes each of some processes has.
@@ -39,14 +40,20 @@ def sharers(request, group):
 
 
 # ---- the divergence of a row -----------------------------------------------------------------------------------------
-def every_kind(rank, size, direction, split):
+def without_kernel(ranks=range(9)):
+    """On these processes, measure as where there is none."""
+    return patch.object(native, "serves", lambda *_: False) if dist.get_rank() in ranks else contextlib.nullcontext()
+
+
+def every_kind(rank, size, direction, split, ranks):
     values = []
-    for _, p, q, formats, temperature in cases((7, 300)):
-        values.append(
-            kl_divergence(part(p, rank, size, split), part(q, rank, size, split), reduction="none",
-                          input_format=formats, temperature=temperature, direction=direction, nan_strategy="ignore",
-                          class_group=dist.group.WORLD)
-        )  # fmt: skip
+    with without_kernel(ranks):
+        for _, p, q, formats, temperature in cases((7, 300)):
+            values.append(
+                kl_divergence(part(p, rank, size, split), part(q, rank, size, split), reduction="none",
+                              input_format=formats, temperature=temperature, direction=direction, nan_strategy="ignore",
+                              class_group=dist.group.WORLD)
+            )  # fmt: skip
     return values
 
 
@@ -60,14 +67,18 @@ def expected_of_every_kind(direction):
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("direction", ["forward", "jensen_shannon"])
-def test_rows_of_every_kind(sharers, direction, split):
+@pytest.mark.parametrize("ranks", [(), (0, 1, 2, 3), (1,)], ids=["kernel", "plain", "both"])
+def test_rows_of_every_kind(sharers, direction, split, ranks):
     """Against sixty digits: near and far, offset, masked, peaked, warm, and no distributions at all."""
     names = [name for name, *_ in cases((7, 300))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        everyone = sharers(every_kind, direction, split)
+        everyone = sharers(every_kind, direction, split, ranks)
     for values in everyone:
-        for name, value, expected in zip(names, values, expected_of_every_kind(direction), strict=True):
+        for name, value, first, expected in zip(
+            names, values, everyone[0], expected_of_every_kind(direction), strict=True
+        ):
+            torch.testing.assert_close(value, first, rtol=0, atol=0, equal_nan=True)
             expected = expected.nan_to_num(0, math.inf)  # rows that are ignored are 0
             torch.testing.assert_close(
                 value.double(), expected, rtol=1e-6, atol=1e-19, msg=lambda m, n=name: f"{n}: {m}"
@@ -136,6 +147,54 @@ def shapes(rank, size, shape, dim):
 def test_shapes(two_processes, shape, dim):
     for value, expected in two_processes(shapes, shape, dim):
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-12)
+
+
+def with_a_floor(rank, size, direction):
+    p, q = pair(5, 4, 12, input_format="logits", dtype=F64)
+    q[0, 0, :7], p[0, 1, 3:], q[1, 0, 2] = -math.inf, -math.inf, -800
+    options = {"input_format": "logits", "eps": 1e-3, "direction": direction, "reduction": "none"}
+    with collectives() as called:
+        value = kl_divergence(*(part(x, rank, size, "none") for x in (p, q)), class_group=dist.group.WORLD, **options)
+    assert called == ["all_gather"] * 2
+    return value, kl_divergence(p, q, **options)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jeffreys"])
+def test_a_floor(sharers, direction):
+    for value, expected in sharers(with_a_floor, direction):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+
+
+def of_heads(rank, size, split, kind):
+    """Each process has the rows of the heads that are of its classes."""
+    draw = torch.Generator().manual_seed(0)
+    h_p, h_q = (torch.randn(4, 6, width, generator=draw) for width in (5, 3))
+    w_p, w_q = (torch.randn(40, width, generator=draw) for width in (5, 3))
+    bias, weight, targets = torch.randn(40, generator=draw), torch.ones(4, 6), torch.arange(24).view(4, 6)
+    weight[1, 2], h_p[1, 2] = 0, math.nan
+    values = []
+    for group, mine in ((dist.group.WORLD, lambda x: part(x, rank, size, split, 0)), (None, lambda x: x)):
+        p, q = Head(h_p, mine(w_p), mine(bias), softcap=5.0), Head(h_q, mine(w_q))
+        whole = (h_q @ w_q.T / 2).softmax(-1)
+        probs = whole if group is None else part(whole, rank, size, split)
+        for a, b in ((p, q), (p, probs), (probs, q)):
+            metric = make(kind, class_group=group) if kind != "perplexity" else KLDivergenceSummary(
+                perplexity=True, class_group=group
+            )  # fmt: skip
+            metric.sync_on_compute = metric._to_sync = group is not None
+            with collectives() as called:
+                metric.update(a, b, weight, targets)
+            assert len(called) == 2 * (group is not None)
+            values.append(metric.compute())
+    return zip(values[:3], values[3:], strict=True)
+
+
+@pytest.mark.parametrize("split", ["even", "uneven"])
+@pytest.mark.parametrize("kind", ["mean", "none", "measures", "perplexity"])
+def test_heads(three_processes, split, kind):
+    for values in three_processes(of_heads, split, kind):
+        for value, expected in values:
+            close(value, expected)
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------------
@@ -375,15 +434,23 @@ def errors(rank, size):
 
     alone = rank == 1
     raises("rows", p[: 5 if alone else 6], q[: 5 if alone else 6])
+    raises("half the rows", p[: 3 if alone else 6], q[: 3 if alone else 6])
     raises("shape", p.view(2, 3, -1) if alone else p, q.view(2, 3, -1) if alone else q)
     raises("options", p, q, temperature=2.0 if alone else 1.0)
     raises("a shape on one", p[:, :-1] if alone else p, q)
     raises("a dtype on one", p.long() if alone else p, q)
     raises("a weight on one", p, q, torch.ones(5 if alone else 6))
     raises("no dim on one", p, q, dim=5 if alone else -1)
+    raises("no tensor on one", None if alone else p, q)
+    raises("another direction on one", p, q, direction="jeffreys" if alone else "forward")
+    raises("targets on one", p, q, None, torch.zeros(6) if alone else torch.zeros(6).long())
     raises("targets", p, q, None, torch.full((6,), 12))
-    raises("eps", p, q, eps=1e-3)
-    raises("Head", Head(torch.ones(6, 2), torch.ones(6, 2)), q)
+    raises("other targets", p, q, None, torch.full((6,), 12 if alone else 11))
+    raises("other weights", p, q, torch.tensor([1, 1, 1, 1, 0, 1 - alone]))
+    raises("weights on one", p, q, torch.ones(6) if alone else None)
+    raises("eps", p, q, eps=1e-3, direction="jensen_shannon")
+    raises("TopK", TopK(torch.ones(6, 1), torch.ones(6, 1).long(), 6, "probs"), q)
+    raises("Head and dim", Head(torch.ones(6, 2), torch.ones(6, 2)), q, dim=0)
     raises("Categorical", Categorical(logits=p), Categorical(logits=q))
     bad = p.clone()
     bad[3, 1] = math.nan if alone else 0
@@ -410,11 +477,19 @@ def errors(rank, size):
 SAID = {
     "rows": "ValueError: All processes of `class_group` must have the same rows, and measure with the same options. Got"
             " others on the ranks [1] of the group than on its rank 0. This one has batch shape ",
+    "half the rows": "must have the same rows, and measure with the same options",
     "shape": "must have the same rows, and measure with the same options",
     "options": "must have the same rows, and measure with the same options",
     "targets": "ValueError: `targets` must be classes, from 0 to 11, or ignore_index=-100",
-    "eps": "ValueError: `eps` must be 0 where the classes are on several processes. Got 0.001",
-    "Head": "TypeError: `p` must be a torch.Tensor with `class_group`: the classes of this process. Got Head",
+    "another direction on one": "must have the same rows, and measure with the same options",
+    "other targets": "ValueError: All processes of `class_group` must have the same targets. Got others on the ranks"
+                     " [1] of the group than on its rank 0. This one has batch shape (6,)",
+    "other weights": "ValueError: All processes of `class_group` must have the same weights. Got others on the ranks",
+    "weights on one": "ValueError: All processes of `class_group` must have the same weights",
+    "eps": "ValueError: `eps` must be 0 for the Jensen-Shannon divergence where the classes are on several processes."
+           " Got 0.001",
+    "TopK": "TypeError: `p` must be a torch.Tensor with `class_group`, or a Head: the classes of this process. Got Top",
+    "Head and dim": "ValueError: `dim` must be -1 with a Head",
     "Categorical": "the classes of this process. Got Categorical",
     "a bad row": "1 of 6 rows are not; the first is row 3: its divergence is NaN",
     "both": "TypeError: `class_group` is for tensors with the classes of this process. Got a DTensor",
@@ -429,6 +504,8 @@ ON_ONE = {
     "a dtype on one": "TypeError: `p` must hold floating-point",
     "a weight on one": "ValueError: `weight` must have one entry per sample or per row",
     "no dim on one": "ValueError: `dim` must be an axis of the input",
+    "no tensor on one": "TypeError: `p` must be a torch.Tensor with `class_group`, or a Head",
+    "targets on one": "TypeError: `targets` must be integers",
 }
 HEARD = (
     "ValueError: All processes of `class_group` must measure their classes. Got an error on the ranks [1] of the group"
@@ -454,17 +531,106 @@ def test_no_group():
             kl_divergence(torch.ones(1, 2), torch.ones(1, 2), class_group=group)
 
 
-def gradients(rank, size):
-    p, q = (part(x, rank, size).requires_grad_() for x in pair(6, 12, input_format="logits"))
-    metric = KLDivergence(input_format="logits", class_group=dist.group.WORLD)
+# ---- gradients -------------------------------------------------------------------------------------------------------
+def expression(p, q, formats, temperature, direction):
+    """The divergence of each row as it stands in the books."""
+    log_p, log_q = ((x.log() if f == "probs" else x).div(temperature).log_softmax(-1)
+                    for x, f in zip((p, q), formats, strict=True))  # fmt: skip
+    forward, reverse = (log_p.exp() * (log_p - log_q)).sum(-1), (log_q.exp() * (log_q - log_p)).sum(-1)
+    return {"forward": forward, "reverse": reverse, "jeffreys": forward + reverse}[direction]
+
+
+def gradients(rank, size, formats, temperature, direction, split):
+    p, q = (x if f == "logits" else x.log_softmax(-1) if f == "log_probs" else 3 * x.softmax(-1)
+            for x, f in zip(pair(6, 5, 12, input_format="logits", dtype=F64), formats, strict=True))  # fmt: skip
+    weight = torch.rand(6, 5, generator=torch.Generator().manual_seed(1))
+    weight[2, 3] = weight[4, 0] = 0
+    whole = [x.clone().requires_grad_() for x in (p, q)]
+    expected = expression(*whole, formats, temperature, direction)
+    ((expected * weight).sum() / weight.sum()).backward()
+    p[2, 3] = q[4, 0] = math.nan  # no gradient comes of them, and no NaN
+    mine = [part(x, rank, size, split).clone().requires_grad_() for x in (p, q)]
+    with collectives() as called:
+        kl_divergence(*mine, input_format=formats, temperature=temperature, direction=direction, weight=weight,
+                      class_group=dist.group.WORLD).backward()  # fmt: skip
+    assert called == ["all_gather"] * 2, "none more for the gradients"
+    return [(x.grad, part(of_all.grad, rank, size, split)) for x, of_all in zip(mine, whole, strict=True)]
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jeffreys"])
+@pytest.mark.parametrize(
+    ("formats", "temperature"),
+    [
+        (("logits", "logits"), 2.0),
+        (("log_probs", "logits"), 0.7),
+        (("probs", "probs"), 1.0),
+        (("probs", "logits"), 1.0),
+    ],
+)
+@pytest.mark.parametrize("split", SPLITS)
+def test_gradients(three_processes, formats, temperature, direction, split):
+    """Of its own classes, on each process."""
+    for sides in three_processes(gradients, formats, temperature, direction, split):
+        for grad, expected in sides:
+            torch.testing.assert_close(grad, expected, rtol=1e-6, atol=1e-12)
+
+
+def near_gradients(rank, size):
+    p, q = near_rows()
+    mine = [part(x, rank, size).clone().requires_grad_() for x in (p, q)]
+    kl_divergence(*mine, input_format="logits", reduction="sum", class_group=dist.group.WORLD).backward()
+    probs, t = p.softmax(-1), q - p
+    t = t - (probs * t.expm1()).sum(-1, keepdim=True).log1p()  # log q - log p, to the last digits of small ones
+    kl = (probs * (t.expm1() - t)).sum(-1, keepdim=True)
+    expected = -probs * (t + kl), probs * t.expm1()
+    return [(x.grad, part(of_all, rank, size)) for x, of_all in zip(mine, expected, strict=True)]
+
+
+def test_gradients_of_near_rows(three_processes):
+    for sides in three_processes(near_gradients):
+        for grad, expected in sides:
+            torch.testing.assert_close(grad, expected, rtol=1e-6, atol=1e-18)
+
+
+def gradients_of_dtensors(rank, size):
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("tp",))
+    p, q = pair(6, 7, input_format="logits", dtype=F64)
+    whole = q.clone().requires_grad_()
+    kl_divergence(p, whole, input_format="logits").backward()
+    p, q = (distribute_tensor(x, mesh, [Shard(-1)]) for x in (p, q))
+    q.requires_grad_()
+    kl_divergence(p, q, input_format="logits").backward()
+    return q.grad.full_tensor(), whole.grad
+
+
+def test_gradients_of_dtensors(two_processes):
+    for grad, expected in two_processes(gradients_of_dtensors):
+        torch.testing.assert_close(grad, expected, rtol=1e-6, atol=1e-12)
+
+
+def no_gradients(rank, size):
+    p, q = (part(x, rank, size).requires_grad_() for x in pair(6, 12))
+    said = []
+    for of_p, options in (
+        (p, {"direction": "jensen_shannon"}),
+        (p, {"eps": 0.1}),
+        (p, {"temperature": 2.0}),
+        (Head(torch.ones(6, 2, requires_grad=True), torch.ones(q.shape[-1], 2)), {}),
+    ):
+        value = kl_divergence(of_p, q, class_group=dist.group.WORLD, **options)
+        try:
+            value.backward()
+        except RuntimeError as error:
+            said.append(str(error))
+    metric = KLDivergence(class_group=dist.group.WORLD)
     metric.update(p, q)
-    value = metric(p, q)
-    with pytest.raises(RuntimeError, match=r"no gradient of a divergence whose classes are on several processes"):
-        value.backward()
-    return metric.compute()
+    return said, metric.compute()
 
 
-def test_gradients_are_refused_when_they_are_asked_for(two_processes):
-    p, q = pair(6, 12, input_format="logits")
-    for value in two_processes(gradients):
-        torch.testing.assert_close(value, kl_divergence(p, q, input_format="logits"), rtol=1e-6, atol=0)
+def test_gradients_that_are_refused(two_processes):
+    p, q = pair(6, 12)
+    for said, value in two_processes(no_gradients):
+        torch.testing.assert_close(value, kl_divergence(p, q), rtol=1e-6, atol=0)
+        for text, what in zip(said, (r"in the direction 'jensen_shannon'", "with eps=0.1",
+                                     "of probabilities at temperature=2.0", "of a Head"), strict=True):  # fmt: skip
+            assert f"Got backward() {what}. Detach p and q, or gather the classes before." in text

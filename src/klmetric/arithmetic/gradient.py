@@ -8,7 +8,8 @@ Those by weights, of which p and q are the shares, are these over the weights: a
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,51 +81,73 @@ def _in_blocks(p: Tensor, q: Tensor, gradient: Tensor, wanted: tuple[bool, bool]
     return results
 
 
-def _of_rows(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: "Options") -> list[Tensor]:
-    # Logarithms of probabilities keep the digits in which they differ in float64 alone.
-    is_exact = "probs" in options.input_format
-    dtype = torch.float64 if is_exact else g.dtype
-    sides = [_Side(x.to(dtype), f, options, is_exact) for x, f in zip((a, b), options.input_format, strict=True)]
-    totals: list[Tensor | float] = [0.0, 0.0]
-    for swapped in SWAPPED[options.direction]:
-        i, j = (1, 0) if swapped else (0, 1)
-        if wanted[i]:
-            totals[i] += sides[i].as_reference(sides[j])
-        if wanted[j]:
-            totals[j] += sides[j].as_approximation(sides[i])
-    return [total * g.unsqueeze(-1) for total, is_wanted in zip(totals, wanted, strict=True) if is_wanted]
+class Side(NamedTuple):
+    """Rows of p or q: probabilities, their logarithms (up to a constant), and what the derivatives take.
 
+    Attributes:
+        probs: normalised.
+        logs: their logarithms; those of p and q are of use together.
+        mass: what weights were divided by; None where logits were given.
+        temperature: of the logits.
+    """
 
-class _Side:
-    """Rows of p or q: probabilities, their logarithms (up to a constant), and the derivatives by what was given."""
+    probs: Tensor
+    logs: Tensor
+    mass: Tensor | None
+    temperature: float
 
-    def __init__(self, x: Tensor, input_format: "Format", options: "Options", is_exact: bool) -> None:
-        self.are_weights, self.temperature = input_format == "probs", options.temperature
-        if self.are_weights:
-            # A negative one has no logarithm to say so.
-            self.mass = x.sum(-1, keepdim=True).masked_fill(x.amin(-1, keepdim=True) < 0, math.nan)
-            self.probs = x / self.mass
-            self.logs = self.probs.log()
-        else:
-            x = x if options.temperature == 1 else x / options.temperature
-            self.probs, self.logs = x.softmax(-1), x.log_softmax(-1) if is_exact else x
-
-    def as_reference(self, other: "_Side") -> Tensor:
-        """Of KL(this ‖ other)."""
+    def as_reference(self, other: "Side", kl: Tensor | None = None) -> Tensor:
+        """Of KL(this ‖ other), which is known where these are not all classes."""
         p = self.probs
         t = torch.where(p == 0, 0, other.logs - self.logs)
-        mean = (p * t).sum(-1, keepdim=True)
-        if not self.are_weights:
+        mean = (p * t).sum(-1, keepdim=True) if kl is None else -kl.unsqueeze(-1)
+        if self.mass is None:
             return p * (mean - t) / self.temperature
         # Where p is 0 the slope of p log(p/q) is infinite: that of q - p is taken, the other part of the term.
         return (mean - torch.where(p == 0, 1, t)) / self.mass
 
-    def as_approximation(self, other: "_Side") -> Tensor:
+    def as_approximation(self, other: "Side") -> Tensor:
         """Of KL(other ‖ this)."""
         q, p = self.probs, other.probs
-        if not self.are_weights:
+        if self.mass is None:
             return (q - p) / self.temperature
         return torch.where(p == 0, 1, (q - p) / q) / self.mass
+
+
+def _side_of(x: Tensor, input_format: "Format", options: "Options", is_exact: bool) -> Side:
+    if input_format == "probs":
+        # A negative one has no logarithm to say so.
+        mass = x.sum(-1, keepdim=True).masked_fill(x.amin(-1, keepdim=True) < 0, math.nan)
+        probs = x / mass
+        return Side(probs, probs.log(), mass, options.temperature)
+    x = x if options.temperature == 1 else x / options.temperature
+    return Side(x.softmax(-1), x.log_softmax(-1) if is_exact else x, None, options.temperature)
+
+
+def _of_rows(a: Tensor, b: Tensor, g: Tensor, wanted: tuple[bool, bool], options: "Options") -> list[Tensor]:
+    # Logarithms of probabilities keep the digits in which they differ in float64 alone.
+    is_exact = "probs" in options.input_format
+    dtype = torch.float64 if is_exact else g.dtype
+    sides = [_side_of(x.to(dtype), f, options, is_exact) for x, f in zip((a, b), options.input_format, strict=True)]
+    return by_sides(sides, g, wanted, options)
+
+
+def by_sides(
+    sides: list[Side],
+    g: Tensor,
+    wanted: Sequence[bool],
+    options: "Options",
+    kls: Sequence[Tensor | None] = (None, None),
+) -> list[Tensor]:
+    """The derivatives of rows by those of p and q that are wanted; `kls` of rows of which these are not all classes."""
+    totals: list[Tensor | float] = [0.0, 0.0]
+    for swapped, kl in zip(SWAPPED[options.direction], kls, strict=False):
+        i, j = (1, 0) if swapped else (0, 1)
+        if wanted[i]:
+            totals[i] += sides[i].as_reference(sides[j], kl)
+        if wanted[j]:
+            totals[j] += sides[j].as_approximation(sides[i])
+    return [total * g.unsqueeze(-1) for total, is_wanted in zip(totals, wanted, strict=True) if is_wanted]
 
 
 def _of_anything(

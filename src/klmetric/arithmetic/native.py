@@ -6,8 +6,9 @@ Tensors are on the CPU, of float64, float32, bfloat16 or float16, with any strid
 import ctypes
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cache, lru_cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -42,21 +43,20 @@ class Measured(NamedTuple):
     totals: Tensor | None = None
 
 
+# What the functions of kernel/kernel.cpp take besides the plan: pointers, and then a number.
+_SIGNATURES = {"rows": (7, 0), "add": (3, 0), "statistics": (4, 1), "shares": (3, 0), "second": (4, 0)}
+
+
 @cache
-def _functions(name: str) -> tuple[Callable[..., None], ...]:
-    library = ctypes.CDLL(str(LIBRARY))
-    functions = rows, add, more = [library[f"klmetric_{what}_{name}"] for what in ("rows", "add", "statistics")]
-    rows.argtypes = [ctypes.c_char_p, *[ctypes.c_void_p] * 7, ctypes.c_int64, ctypes.c_int64]
-    add.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_int64]
-    more.argtypes = [
-        ctypes.c_char_p,
-        *[ctypes.c_void_p] * 2,
-        ctypes.c_int64,
-        *[ctypes.c_void_p] * 2,
-        *[ctypes.c_int64] * 2,
-    ]
-    rows.restype = add.restype = more.restype = None
-    return tuple(functions)
+def _functions(name: str) -> SimpleNamespace:
+    library, functions = ctypes.CDLL(str(LIBRARY)), SimpleNamespace()
+    for what, (pointers, numbers) in _SIGNATURES.items():
+        function = library[f"klmetric_{what}_{name}"]
+        plan = [] if what == "add" else [ctypes.c_char_p]
+        function.argtypes = [*plan, *[ctypes.c_void_p] * pointers, *[ctypes.c_int64] * (numbers + 2)]
+        function.restype = None
+        setattr(functions, what, function)
+    return functions
 
 
 def serves(a: Tensor, b: Tensor) -> bool:
@@ -102,7 +102,7 @@ def measure(
     weight = None if weight is None or sums is None else _in_a_row(weight)
     before = None if before is None else before.contiguous()
     kl_at, weight_at, same_at, before_at, sums_at = kl.data_ptr(), _at(weight), _at(same), _at(before), _at(sums)
-    run, data = _functions(level() or "")[0], (p.data_ptr(), q.data_ptr())
+    run, data = _functions(level() or "").rows, (p.data_ptr(), q.data_ptr())
     several = threads_for(n, p.shape[-1], threads)
     if several > 1:  # they measure, and then one adds up: in the same order, whatever their number
         # After an interrupt they may still write: what they write to stays with them.
@@ -149,7 +149,7 @@ def totals_of(kl: Tensor, agrees: Tensor | None, weight: Tensor | None, totals: 
     side = (*kl.stride(), 1), torch.float64, "probs"
     job, _, n = _job((*kl.shape, 1), (side, side), "forward", 1.0, totals)
     sums = kl.new_empty(totals[0])
-    run = _functions(level() or "")[0]
+    run = _functions(level() or "").rows
     run(job, None, None, _at(weight), kl.data_ptr(), _at(agrees), None, sums.data_ptr(), 0, n)
     return sums
 
@@ -157,8 +157,8 @@ def totals_of(kl: Tensor, agrees: Tensor | None, weight: Tensor | None, totals: 
 def add(a: Tensor, b: Tensor, top: int = 0) -> Tensor:
     """Totals of two stretches of data as those of both, in a new tensor; with so many of the worst rows."""
     a, b = a.contiguous(), b.contiguous()
-    sums, (_, run, _) = torch.empty_like(a), _functions(level() or "")
-    run(a.data_ptr(), b.data_ptr(), sums.data_ptr(), a.numel(), top)
+    sums = torch.empty_like(a)
+    _functions(level() or "").add(a.data_ptr(), b.data_ptr(), sums.data_ptr(), a.numel(), top)
     return sums
 
 
@@ -166,18 +166,48 @@ def statistics(
     p: Tensor, q: Tensor, formats: tuple[str, str], temperature: float, measures: bool
 ) -> tuple[Tensor, Tensor]:
     """The numbers of `klmetric.arithmetic.statistics`, shape (7, ...), and the agreements, shape (..., 3)."""
+    numbers, agree = (p.new_empty(*p.shape[:-1], k, dtype=kind) for k, kind in ((7, torch.float64), (3, torch.bool)))
+    _fill("statistics", p, q, formats, temperature, numbers, agree, numbers=(measures,))
+    return numbers.movedim(-1, 0).contiguous(), agree
+
+
+def shares(p: Tensor, q: Tensor, formats: tuple[str, str], temperature: float) -> Tensor:
+    """What some classes of rows come to, as `klmetric.arithmetic.sharded` merges it; shape (10, rows)."""
+    found = p.new_empty(p.shape[:-1].numel(), 10, dtype=torch.float64)
+    _fill("shares", p, q, formats, temperature, found)
+    return found.T
+
+
+def second_shares(
+    p: Tensor, q: Tensor, formats: tuple[str, str], temperature: float, masses: Sequence[Tensor]
+) -> Tensor:
+    """The second look of `klmetric.arithmetic.sharded`, with the masses of whole rows."""
+    found = p.new_empty(p.shape[:-1].numel(), 4 + 4 * TOP[-1], dtype=torch.float64)
+    _fill("second", p, q, formats, temperature, torch.stack([*masses], -1), found)
+    return found.T
+
+
+def _fill(
+    what: str,
+    p: Tensor,
+    q: Tensor,
+    formats: tuple[str, str],
+    temperature: float,
+    *of_rows: Tensor,
+    numbers: tuple[int, ...] = (),
+) -> None:
+    """Have a function of the kernel look at all rows, which writes to some of these tensors."""
     p, q = p.resolve_neg(), q.resolve_neg()
     sides = (p.stride(), p.dtype, formats[0]), (q.stride(), q.dtype, formats[1])
     job, _, n = _job(p.shape, sides, "forward", temperature, NO_TOTALS)
-    numbers, agree = (p.new_empty(*p.shape[:-1], k, dtype=kind) for k, kind in ((7, torch.float64), (3, torch.bool)))
-    *_, run = _functions(level() or "")
+    run = getattr(_functions(level() or ""), what)
 
-    def measure_share(start: int, stop: int, _: object = (p, q, numbers, agree)) -> None:
-        run(job, p.data_ptr(), q.data_ptr(), numbers.data_ptr(), agree.data_ptr(), measures, start, stop)
+    # After an interrupt threads may still write: what they write to stays with them.
+    def fill(start: int, stop: int, tensors: tuple[Tensor, ...] = (p, q, *of_rows)) -> None:
+        run(job, *(x.data_ptr() for x in tensors), *numbers, start, stop)
 
     several = threads_for(n, p.shape[-1])
     if several > 1:
-        in_shares(measure_share, n, p.shape[-1], several)
+        in_shares(fill, n, p.shape[-1], several)
     else:
-        measure_share(0, n)
-    return numbers.movedim(-1, 0).contiguous(), agree
+        fill(0, n)

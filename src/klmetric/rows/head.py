@@ -125,10 +125,15 @@ class Head:
     @property
     def has_gradient(self) -> bool:
         """Whether derivatives may be wanted of what the logits are made of, which is not known of what is called."""
+        return has_gradient(*self.made_of) if isinstance(self._make, Projection) else torch.is_grad_enabled()
+
+    @property
+    def made_of(self) -> list[Tensor]:
+        """The tensors that the logits are made of, as far as they are known."""
         if not isinstance(self._make, Projection):
-            return torch.is_grad_enabled()
+            return [self.hidden]
         bias = self._make.bias
-        return has_gradient(self.hidden, self._make.weight, *([] if bias is None else [bias]))
+        return [self.hidden, self._make.weight, *([] if bias is None else [bias])]
 
     def __repr__(self) -> str:
         return f"Head(logits of shape {tuple(self.shape)}, {self.dtype}, {self.device})"

@@ -58,13 +58,15 @@ def measure(
     if targets is None and fields:
         _check_targets_are_there(fields)
     if class_group is not None or (not type(p) is type(q) is Tensor and (is_sharded(p) or is_sharded(q))):
-        from klmetric.rows.shards import measure_shards, taken_apart  # torch may be without torch.distributed
+        # torch may be without torch.distributed
+        from klmetric.rows.shards import taken_apart
+        from klmetric.rows.together import measure_together
 
         shards = taken_apart(p, q, weight, targets, options, class_group)
         if shards.group is None:  # each process has all classes of its rows
             rows = measure(shards.p, shards.q, shards.weight, options, agrees, totals, before, shards.targets, fields)
             return rows._replace(holders=shards.holders)
-        rows = measure_shards(shards, options, agrees, fields)
+        rows = measure_together(shards, options, agrees, fields)
         check_rows(rows, None, options)
         return rows
     if isinstance(p, Head) or isinstance(q, Head):

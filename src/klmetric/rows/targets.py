@@ -30,7 +30,32 @@ def check_targets(
     Returns:
         The targets on the device of p, any class where there is none; and the weight that the rows have left.
     """
+    check_kind_of_targets(targets, p)
     shape, classes, device = p.shape[:-1], p.shape[-1], p.device
+    targets = targets.to(device, torch.int64, non_blocking=True)
+    counts = targets != options.ignore_index
+    is_class = (targets >= 0) & (targets < classes)
+    if device_of_float64(device).type != "cpu":  # it is not waited for: `vector.check_weights` finds the NaN
+        weight = torch.ones(shape, dtype=torch.float64, device=device) if weight is None else weight.double()
+        weight = torch.where(is_class | ~counts, weight, torch.nan)
+    elif may_look(targets):
+        if not bool((is_class | ~counts).all()):
+            row = tuple((counts & ~is_class).nonzero()[0].tolist())
+            where = str(row[0]) if len(row) == 1 else str(row)
+            raise ValueError(
+                f"`targets` must be classes, from 0 to {classes - 1}, or ignore_index={options.ignore_index} in rows"
+                f" that do not count. Got {int(targets[row])} in row {where}. Are they of another vocabulary, or padded"
+                " with another number?"
+            )
+        if bool(counts.all()):
+            return targets, weight
+    left = counts if weight is None else weight.masked_fill(~counts, 0)
+    return torch.where(is_class, targets, 0), left
+
+
+def check_kind_of_targets(targets: Tensor, p: "Tensor | TopK") -> None:
+    """Raise for what is wrong whatever the classes are."""
+    shape, device = p.shape[:-1], p.device
     if not isinstance(targets, Tensor):
         raise TypeError(
             f"`targets` must be a torch.Tensor. Got {type(targets).__name__}. Convert it with torch.as_tensor."
@@ -53,22 +78,3 @@ def check_targets(
             f" {tuple(targets.shape)} for batch shape {tuple(shape)}."
             f" {_OF_ONE_HOT if targets.shape == p.shape else hint}"
         )
-    targets = targets.to(device, torch.int64, non_blocking=True)
-    counts = targets != options.ignore_index
-    is_class = (targets >= 0) & (targets < classes)
-    if device_of_float64(device).type != "cpu":  # it is not waited for: `vector.check_weights` finds the NaN
-        weight = torch.ones(shape, dtype=torch.float64, device=device) if weight is None else weight.double()
-        weight = torch.where(is_class | ~counts, weight, torch.nan)
-    elif may_look(targets):
-        if not bool((is_class | ~counts).all()):
-            row = tuple((counts & ~is_class).nonzero()[0].tolist())
-            where = str(row[0]) if len(row) == 1 else str(row)
-            raise ValueError(
-                f"`targets` must be classes, from 0 to {classes - 1}, or ignore_index={options.ignore_index} in rows"
-                f" that do not count. Got {int(targets[row])} in row {where}. Are they of another vocabulary, or padded"
-                " with another number?"
-            )
-        if bool(counts.all()):
-            return targets, weight
-    left = counts if weight is None else weight.masked_fill(~counts, 0)
-    return torch.where(is_class, targets, 0), left

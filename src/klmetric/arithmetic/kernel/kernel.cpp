@@ -1,4 +1,4 @@
-// The entrances: three functions a level (LEVEL is its name), compiled for the registers of that level.
+// The entrances: five functions a level (LEVEL is its name), compiled for the registers of that level.
 #include "rows.h"
 #include "statistics.h"
 #include "totals.h"
@@ -101,4 +101,20 @@ EXPORT void JOIN(klmetric_statistics_, LEVEL)(const Job &plan, const void *p, co
     if (job.classes <= FEW) group_of_rows(job, job.p, job.q, r, n, scale, kl, same);
     for (int64_t i = r; i < r + n; i++) out[i] = statistics_of(job, i, scale, scratch, measures, kl[i - r], agrees + SIZES_OF_TOP * i);
   }
+}
+
+// What is known of rows by some of their classes; and then, when it is known what all of them come to, by a second look.
+EXPORT void JOIN(klmetric_shares_, LEVEL)(const Job &plan, const void *p, const void *q, Share *out, int64_t start,
+                                          int64_t stop) {
+  Job job = job_of(plan, p, q);
+  Scale scale(job.temperature);
+  Scratch scratch;
+  for (int64_t r = start; r < stop; r++) out[r] = share_of(job, r, scale, scratch);
+}
+EXPORT void JOIN(klmetric_second_, LEVEL)(const Job &plan, const void *p, const void *q, const Masses *rows,
+                                          SecondShare *out, int64_t start, int64_t stop) {
+  Job job = job_of(plan, p, q);
+  Scale scale(job.temperature);
+  Scratch scratch;
+  for (int64_t r = start; r < stop; r++) out[r] = second_share_of(job, r, rows[r], scale, scratch);
 }

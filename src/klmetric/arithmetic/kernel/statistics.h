@@ -110,8 +110,13 @@ struct FloatTerms : Terms<F> {
   }
 };
 
-// Of one block, with what two rows come to as a whole: log mass of p, that of q less that of p, and 1/T.
-struct Whole { double log_mass, apart, tau; };
+// What two rows come to as a whole: a logit of each that is about the largest, the log mass of p less that of its own
+// logit, and how much more that of q is. So a constant in all logits, of both or of one, costs no digits.
+struct Masses {
+  double top_p, top_q, mass, rest;
+  double log_mass(double tau) const { return top_p * tau + mass; }
+  double apart(double tau) const { return (top_q - top_p) * tau + rest; }
+};
 
 // t of logits x and y where both are, else whichever infinity, or 0, says which is not.
 template <class V, class T> INLINE V log_ratio(V x, V y, V t) {
@@ -120,13 +125,13 @@ template <class V, class T> INLINE V log_ratio(V x, V y, V t) {
 }
 
 // Of logits in float. `lost` is the largest logit of q of the classes without p.
-APART bool terms_in_float(const Floats &block, const Scale &s, const Whole &row, FloatTerms &terms, F &lost) {
-  float top_p = float(row.log_mass / row.tau), top_q = float((row.log_mass + row.apart) / row.tau);
+APART bool terms_in_float(const Floats &block, const Scale &s, const Masses &row, FloatTerms &terms, F &lost) {
+  double log_mass = row.log_mass(s.tau), log_mass_q = log_mass + row.apart(s.tau), apart = (row.top_q - row.top_p) + row.rest / s.tau;
+  float top_p = float(log_mass / s.tau), top_q = float(log_mass_q / s.tau);
   if (!(top_p > -s.reach && top_p < s.reach && top_q > -s.reach && top_q < s.reach)) return false;
   Exponential base(s, all(top_p)), base_q(s, all(top_q));
-  F of_p = all(float(exp(D{} + (base.k[0] * LN2_D - row.log_mass))[0])), none = all(-INF);
-  F of_q = all(float(exp(D{} + (base_q.k[0] * LN2_D - row.log_mass - row.apart))[0]));
-  double apart = row.apart / row.tau;
+  F of_p = all(float(exp(D{} + (base.k[0] * LN2_D - log_mass))[0])), none = all(-INF);
+  F of_q = all(float(exp(D{} + (base_q.k[0] * LN2_D - log_mass_q))[0]));
   F shift = all(float(apart)), rest = all(float(apart - double(float(apart))));
   each(block, [&](F x, F y, int i, int) EACH {
     F d = y - x, t = ((d - shift) + (lost_in(d, y, x) - rest)) * s.factor;
@@ -141,19 +146,23 @@ APART bool terms_in_float(const Floats &block, const Scale &s, const Whole &row,
   }, terms);
   return true;
 }
-APART void terms_in_double(const double *a, const double *b, int n, const Whole &row, Terms<D> &terms, D &lost) {
+APART void terms_in_double(const double *a, const double *b, int n, const Masses &row, double tau, Terms<D> &terms, D &lost) {
   each<DOUBLES>(n, [&](int i, int) EACH {
-    D x = load<D>(a + i), y = load<D>(b + i), d = y - x, none = D{} - D_INF;
-    D t = log_ratio<D, double>(x, y, (d * row.tau - row.apart) + lost_in(d, y, x) * row.tau);
-    terms.add(exp(t > 0. ? (y * row.tau - row.log_mass) - row.apart : x * row.tau - row.log_mass), t);
+    D x = load<D>(a + i), y = load<D>(b + i), none = D{} - D_INF, of_p = x - row.top_p, of_q = y - row.top_q, d = of_q - of_p;
+    D t = log_ratio<D, double>(x, y, (d + lost_in(d, of_q, of_p)) * tau - row.rest);
+    terms.add(exp(t > 0. ? (of_q * tau - row.rest) - row.mass : of_p * tau - row.mass), t);
     lost = larger(x > none ? none : y, lost);
   });
 }
 
-// What takes the second look; the masses are there.
-void measures_of(const Job &job, Row p, Row q, const Whole &row, const Scale &scale, Scratch &k, Statistics &s, bool *agrees) {
-  Ranking first, second;
+// What a second look finds in some classes of a row, or in all: sums of what each adds, the largest logit of q of the
+// classes without p, and the most likely classes of both.
+struct Look {
+  Statistics sums{};
   double lost = -D_INF;
+  Ranking first, second;
+};
+void look_again(const Job &job, Row p, Row q, const Masses &row, const Scale &scale, Scratch &k, Look &look) {
   bool fast = in_float(job) && job.p.format == LOGS && job.q.format == LOGS;
   for (int64_t at = 0; at < job.classes; at += BLOCK) {
     int n = job.classes - at < BLOCK ? int(job.classes - at) : BLOCK;
@@ -161,32 +170,46 @@ void measures_of(const Job &job, Row p, Row q, const Whole &row, const Scale &sc
       Floats block = block_of(p, q, at, n, k);
       FloatTerms terms;
       F lost_here = all(-INF);
-      first.add(block.a, n, at), second.add(block.b, n, at);
+      look.first.add(block.a, n, at), look.second.add(block.b, n, at);
       if (terms_in_float(block, scale, row, terms, lost_here)) {
-        terms.whole.add_to(s), lost = larger(lost, double(largest(lost_here)));
+        terms.whole.add_to(look.sums), look.lost = larger(look.lost, double(largest(lost_here)));
         continue;
       }
     }
-    int full = read_logs(p, at, n, k.p, [&](const double *x) { if (!fast) first.add(x, n, at); });
-    read_logs(q, at, n, k.q, [&](const double *x) { if (!fast) second.add(x, n, at); });
+    int full = read_logs(p, at, n, k.p, [&](const double *x) { if (!fast) look.first.add(x, n, at); });
+    read_logs(q, at, n, k.q, [&](const double *x) { if (!fast) look.second.add(x, n, at); });
     Terms<D> terms;
     D lost_here = D{} - D_INF;
-    terms_in_double(k.p, k.q, full, row, terms, lost_here);
-    terms.add_to(s), lost = larger(lost, largest(lost_here));
+    terms_in_double(k.p, k.q, full, row, scale.tau, terms, lost_here);
+    terms.add_to(look.sums), look.lost = larger(look.lost, largest(lost_here));
   }
-  s.jensen_shannon = smaller(s.jensen_shannon, LN2_D), s.total_variation = smaller(s.total_variation, 1.);
-  if (lost * scale.tau - s.log_mass_q > LEAST_LOG_P) s.reverse = D_INF;
-  for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = first.agrees(second, TOP[i]);
 }
 
-// The log mass of a row, with its largest class known.
+// The log mass of a row, less that of its largest class.
 APART double log_mass_of(const Job &job, Row x, double largest, double tau, Scratch &k) {
   D sum{};
   for (int64_t at = 0; at < job.classes; at += BLOCK) {
     int n = job.classes - at < BLOCK ? int(job.classes - at) : BLOCK, full = read_logs(x, at, n, k.q, [](const double *) {});
     each<DOUBLES>(full, [&](int i, int) EACH { sum += exp((load<D>(k.q + i) - largest) * tau); });
   }
-  return largest * tau + log(total(sum));
+  return log(total(sum));
+}
+
+INLINE double logit_of(const Side &side, const Leader &l) { return side.format == PROBS ? log(l.value) : l.value; }
+
+Masses masses_of(const Job &job, Row p, Row q, const Part &part, double kl, const Scale &scale, const Leader *leaders, Scratch &k) {
+  double top_p = logit_of(job.p, leaders[0]), top_q = logit_of(job.q, leaders[1]);
+  bool has_p = top_p > -D_INF, has_q = top_q > -D_INF;
+  top_p = has_p ? top_p : 0, top_q = has_q ? top_q : 0;
+  // A class of q that is masked with a large number moves the centres so far that no digits are left of
+  // what is apart; a constant in all logits, so far that some are lost.
+  constexpr double BEYOND = 64;
+  if (has_p && has_q && !(part.centre > -BEYOND && part.centre < BEYOND && kl < BEYOND)) {
+    double mass = log_mass_of(job, p, top_p, scale.tau, k);
+    return {top_p, top_q, mass, log_mass_of(job, q, top_q, scale.tau, k) - mass};
+  }
+  double apart = part.centre - (top_q - top_p) * scale.tau; // 0 where p is without mass, and the log mass of q all there is
+  return {top_p, top_q, (part.top - top_p * scale.tau) + log(part.mass), apart + log(part.ratio) + log1p(part.sum) + part.extra};
 }
 
 // Of row r; without `measures`, only what the divergence itself takes: the others are NaN. Where classes are few, `kl` is
@@ -198,21 +221,49 @@ Statistics statistics_of(const Job &job, int64_t r, const Scale &scale, Scratch 
   if (job.classes > FEW) finish(&part, 1, &kl);
   for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = false;
   if (kl != kl) return {D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN};
-  Whole row{part.top + log(part.mass), part.centre + log(part.ratio) + log1p(part.sum) + part.extra, scale.tau};
-  auto largest = [&](int side) { return (side ? job.q : job.p).format == PROBS ? log(leaders[side].value) : leaders[side].value; };
-  // A class of q that is masked with a large number moves the centres so far that no digits are left of
-  // what is apart; a constant in all logits, so far that some are lost.
-  constexpr double BEYOND = 64;
-  bool is_far = !(part.centre > -BEYOND && part.centre < BEYOND && kl < BEYOND);
-  if (is_far && leaders[1].value > (job.q.format == PROBS ? 0 : -D_INF))
-    row.log_mass = log_mass_of(job, p, largest(0), scale.tau, k), row.apart = log_mass_of(job, q, largest(1), scale.tau, k) - row.log_mass;
-  double confidence = exp(D{} + (largest(0) * scale.tau - row.log_mass))[0];
-  Statistics s{kl, D_NAN, D_NAN, D_NAN, row.log_mass, row.log_mass + row.apart, confidence};
+  Masses row = masses_of(job, p, q, part, kl, scale, leaders, k);
+  double log_mass = row.log_mass(scale.tau), confidence = exp(D{} - row.mass)[0];
+  Statistics s{kl, D_NAN, D_NAN, D_NAN, log_mass, log_mass + row.apart(scale.tau), confidence};
   agrees[0] = leaders[0].place == leaders[1].place;
   if (!measures) return s;
   s.reverse = s.jensen_shannon = s.total_variation = 0;
-  if (job.classes > 1) measures_of(job, p, q, row, scale, k, s, agrees);
-  else for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = true;
+  for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = true;
+  if (job.classes == 1) return s;
+  Look look;
+  look_again(job, p, q, row, scale, k, look);
+  s.reverse = look.lost * scale.tau - s.log_mass_q > LEAST_LOG_P ? D_INF : look.sums.reverse;
+  s.jensen_shannon = smaller(look.sums.jensen_shannon, LN2_D), s.total_variation = smaller(look.sums.total_variation, 1.);
+  for (int i = 0; i < SIZES_OF_TOP; i++) agrees[i] = look.first.agrees(look.second, TOP[i]);
+  return s;
+}
+
+// Of some classes of row r, which other processes have the rest of: what klmetric.arithmetic.sharded puts together. The
+// divergence is that within these classes; `edge` is the largest log p of those where q is 0.
+struct Share {
+  Masses masses;
+  double kl, edge, values[2], places[2];
+};
+Share share_of(const Job &job, int64_t r, const Scale &scale, Scratch &k) {
+  Row p{&job.p, start_of(job, job.p, r)}, q{&job.q, start_of(job, job.q, r)};
+  Leader leaders[2];
+  Part part = part_of_row(job, p, q, scale, k, leaders);
+  double l = log1p(part.sum) + part.extra, kl = part.mass == 0 || l == -D_INF ? 0 : l - part.y;
+  kl = kl < 0 ? 0 : kl;
+  return {masses_of(job, p, q, part, kl, scale, leaders, k), kl, part.edge, {leaders[0].value, leaders[1].value},
+          {double(leaders[0].place), double(leaders[1].place)}};
+}
+// What the second look finds in them.
+struct SecondShare { double reverse, jensen_shannon, total_variation, lost, values[2][MOST_LIKELY], places[2][MOST_LIKELY]; };
+SecondShare second_share_of(const Job &job, int64_t r, const Masses &row, const Scale &scale, Scratch &k) {
+  Look look;
+  look_again(job, {&job.p, start_of(job, job.p, r)}, {&job.q, start_of(job, job.q, r)}, row, scale, k, look);
+  SecondShare s{look.sums.reverse, look.sums.jensen_shannon, look.sums.total_variation, look.lost * scale.tau, {}, {}};
+  for (int side = 0; side < 2; side++) {
+    const Ranking &of = side ? look.second : look.first;
+    for (int i = 0; i < MOST_LIKELY; i++) {
+      s.values[side][i] = i < of.count ? of.value[i] : -D_INF, s.places[side][i] = i < of.count ? double(of.place[i]) : -1;
+    }
+  }
   return s;
 }
 
