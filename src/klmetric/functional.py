@@ -72,8 +72,8 @@ def kl_divergence(
             is `ignore_index` have weight 0, as in `torch.nn.functional.cross_entropy`. They change nothing else.
         ignore_index: what stands for no target.
         class_group: the `torch.distributed.ProcessGroup` of the processes that have the other classes of the same rows,
-            in the order of these (tensor-parallel heads). All of them must call, and get the value of all classes. A
-            `DTensor` knows by itself.
+            in the order of these (tensor-parallel heads). All of them must call, and get the value of all classes; the
+            gradients are of their own. A `DTensor` knows by itself.
 
     Returns:
         A scalar in nats (or the unit of `base`), float64 for float64 input and float32 otherwise. With
