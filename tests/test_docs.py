@@ -80,6 +80,8 @@ def test_commands_print_what_stands_below(commands, printed, tmp_path, monkeypat
 def save_predictions(folder):
     for name, x in {"float32": "full", "int8": "int8", "bf16": "bf16"}.items():
         np.save(folder / f"{name}.npy", trained.text()[x].numpy())
+    values, ids = trained.text()["full"].log_softmax(-1).topk(20)
+    np.savez(folder / "teacher.npz", log_probs=values.numpy(), ids=ids.numpy())
 
 
 def test_rows_are_read_as_the_guide_has_it(tmp_path, monkeypatch):
@@ -101,7 +103,7 @@ def test_rows_are_read_as_the_guide_has_it(tmp_path, monkeypatch):
 
 
 def test_the_pages_with_commands():
-    guides = [f"docs/guides/{name}.md" for name in ("compare", "compare", "language-models")]
+    guides = [f"docs/guides/{name}.md" for name in ("compare", "compare", "language-models", "partial")]
     assert [table.id for table in TABLES] == ["README.md", *guides]
 
 

@@ -283,6 +283,18 @@ def test_logits_far_from_0(dtype):
     torch.testing.assert_close(q.grad.double(), by_hand, rtol=1e-4, atol=2e-7 if dtype == torch.float32 else 1e-12)
 
 
+@pytest.mark.parametrize("input_format", ["probs", "logits"])
+def test_bounds_of_a_row_are_the_same_in_any_batch(input_format):
+    scale = logits(300, 1, seed=2).exp()  # flat and peaked ones, whose tails fill more classes or fewer
+    p, q = scale * logits(300, 500), logits(300, 500, seed=1).double().log_softmax(-1)
+    teacher, q = top(p, 10), q.exp() if input_format == "probs" else q
+    given = {"input_format": input_format, "reduction": "none"}
+    together = kl_divergence_bounds(teacher, q, **given)
+    for k in range(0, 300, 7):
+        alone = kl_divergence_bounds(teacher[k : k + 1], q[k : k + 1], **given)
+        assert [x.item() for x in alone] == [x[k].item() for x in together]
+
+
 def test_rounding_in_a_tail_makes_nothing_infinite():
     p = torch.tensor([[20.0, 10.0, -10.0, -10.0]])
     q = torch.tensor([[20.0, 10.0, -math.inf, -math.inf]])

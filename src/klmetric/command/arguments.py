@@ -24,6 +24,8 @@ class Arguments:
     input_format: str | None
     key: str | None
     columns: list[str] | None
+    indices: list[str] | None
+    sampled: bool
     header: bool | None
     id_column: str | None
     documents: bool | None
@@ -65,6 +67,7 @@ def check(arguments: Arguments) -> None:
         raise InputError(
             f"--columns must be given once, or twice: for the reference, and the models. Got {arguments.columns}."
         )
+    _check_top_k(arguments)
     if arguments.vocab is not None and not arguments.worst:
         raise InputError("--vocab is the text of the classes of the worst rows. Got it without --worst. Add --worst 5.")
     names = ("mask", "weight", "targets", "groups", "floor", "vocab")
@@ -74,8 +77,9 @@ def check(arguments: Arguments) -> None:
             f"--eps must be 0 with {'--more' if arguments.more else '--targets'}, which are of q as it is. Got"
             f" {arguments.eps:g}. Leave one of them out."
         )
+    of_indices = [path for path in map(Path, arguments.indices or []) if path.is_file()]
     named = [*((None, path) for path in arguments.paths), *beside.items()]
-    read = [path for _, path in named if path is not None]
+    read = [*of_indices, *(path for _, path in named if path is not None)]
     for option, path in named:
         if path is not None:
             check_is_there(path, option)
@@ -111,6 +115,26 @@ def check(arguments: Arguments) -> None:
         try_place(path)
 
 
+def _check_top_k(arguments: Arguments) -> None:
+    """Refuse what needs all classes of a row."""
+    if arguments.sampled and not arguments.indices:
+        raise InputError("--sampled is of the top k. Got it without --indices. Name what says which classes they are.")
+    if not arguments.indices:
+        return
+    for option, value, usual, reason in (
+        ("--temperature", arguments.temperature, 1, "what normalises at another one is a sum over all classes"),
+        ("--eps", arguments.eps, 0, "a floor is under single classes, and those that are not known count as one"),
+    ):
+        if value != usual:
+            hint = " Save the log-probabilities at that temperature." if option == "--temperature" else ""
+            raise InputError(f"{option} must be {usual} with --indices: {reason}. Got {value:g}.{hint}")
+    if arguments.more:
+        raise InputError(
+            "--more needs all classes: other divergences and orders are not known of the top k. Got it with --indices."
+            " Leave one of them out."
+        )
+
+
 def limits_of(arguments: Arguments) -> tuple[dict[str, float], dict[str, float]]:
     """The limits of the values above which, and below which, the command fails."""
     return parsed(arguments.fail_above, min), parsed(arguments.fail_below, max)
@@ -131,16 +155,29 @@ def names_of(arguments: Arguments) -> list[str]:
     return [f"{path} ({k})" for k, path in enumerate(paths, 1)]
 
 
-def options_of(arguments: Arguments) -> Options:
-    """What is measured of a row. Without a format, files must know their own, which are log-probabilities."""
-    pair = [part.strip() for part in (arguments.input_format or "").split(",") if part.strip()] or ["log_probs"]
+def formats_of(arguments: Arguments) -> tuple[Any, ...]:
+    """Of the reference and of each model. Without any, files must know their own, which are log-probabilities."""
+    given = [part.strip() for part in (arguments.input_format or "").split(",") if part.strip()] or ["log_probs"]
+    files = len(arguments.paths)
+    if len(given) not in (1, 2, files):
+        raise InputError(
+            "`--input-format` must be one format, or a pair for the reference and the models, or one for each file. Got"
+            f" {len(given)} for {files} files: {','.join(given)}."
+        )
     try:
-        for one in pair:
+        for one in given:
             check_choice("--input-format", one, FORMATS)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return tuple(given) if len(given) == files else (given[0], *[given[-1]] * (files - 1))
+
+
+def options_of(arguments: Arguments) -> Options:
+    """What is measured of a row; the formats are those of the reference and of the first model."""
+    try:
         check_choice("--nan-strategy", arguments.nan_strategy, ("error", "ignore"))
         check_base(arguments.base)
-        formats: Any = (pair[0], pair[-1]) if len(pair) <= 2 else pair
         rest: Any = (arguments.direction, arguments.temperature, arguments.eps, arguments.nan_strategy)
-        return check_options(False, formats, -1, *rest)
+        return check_options(False, formats_of(arguments)[:2], -1, *rest)
     except ValueError as error:
         raise InputError(str(error)) from error

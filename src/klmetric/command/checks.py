@@ -4,8 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klmetric.options import Format, Options
+from klmetric.command.comparison import Task, as_said
+from klmetric.command.top_k import check_format_of_top_k
+from klmetric.command.top_k import looks_like as top_k_looks_like
+from klmetric.options import Options
 from klmetric.rows.invalid import fault
+from klmetric.rows.topk import TopK
 from klmetric.saved.array import Saved
 from klmetric.saved.errors import InputError
 
@@ -25,12 +29,12 @@ def check_array(saved: Saved) -> None:
             "Predictions must be float16, bfloat16, float32 or float64. Got"
             f" {str(saved.dtype).removeprefix('torch.')} in {saved.name}. {hint}"
         )
-    if saved.classes == 1:
+    if saved.indices is None and saved.classes == 1:
         raise InputError(
             f"Predictions must have two classes or more. Got shape {saved.shape} in {saved.name}: with one, every"
             " divergence is 0. Of a sigmoid, save both classes: x and 1 - x, or the logits 0 and x."
         )
-    if not saved.rows or not saved.classes:
+    if not saved.rows or not saved.width:
         raise InputError(f"Predictions must have rows and classes. Got shape {saved.shape} in {saved.name}.")
 
 
@@ -44,6 +48,8 @@ def check_pair(reference: Saved, model: Saved, classes: int | None) -> None:
         )
     if fewest != most and classes is None:
         hint = f"If the last {most - fewest} are padding, say --classes {fewest}."
+        if 2 * fewest < most:  # which no padding is
+            hint = f"Is one of them of the top {fewest}? Then name what says which classes they are with --indices."
         if reference.shape[:-1] != model.shape[:-1]:
             hint = "Is one of them transposed, or of other data?"
         raise InputError(
@@ -100,6 +106,8 @@ def check_order(reference: Saved, model: Saved) -> None:
 def looks_like(saved: Saved) -> str:
     """What the first rows look like."""
     x = saved.read(0, min(saved.rows, 16)).double()
+    if saved.indices is not None:
+        return top_k_looks_like(saved, x)
     sums = x.sum(-1)
     if bool((x >= 0).all()) and bool(((sums - 1).abs() < 0.02).all()):
         return f"{saved.name} looks like probs: nothing is negative, and rows add up to 1."
@@ -108,40 +116,73 @@ def looks_like(saved: Saved) -> str:
     return f"{saved.name} looks like logits: rows do not add up to 1."
 
 
-def check_format(saved: Saved, x: Tensor, formats: tuple[Format, Format], k: int) -> None:
-    """Ask where the numbers look like another format than was said: nothing is guessed."""
+def check_format(task: Task, place: int, x: Tensor | TopK) -> None:
+    """Ask where the numbers look like another format than was said: nothing is guessed.
 
-    def better(its_format: Format) -> str:
-        pair = [its_format if i == k else formats[i] for i in range(2)]
-        return f"--input-format {','.join(dict.fromkeys(pair))}"
+    Args:
+        task: of which the formats were said.
+        place: of the file: 0 of the reference, from 1 on of the models.
+        x: some of its rows.
+    """
+    saved, its_format = task.every[place], task.formats[place]
 
+    def better(other: str) -> str:
+        """The option with another format for this file; and for all models, if they have one format."""
+        formats: list[str] = [*task.formats[: len(task.formats) - task.has_floor]]
+        first, *others = formats
+        if place in range(1, len(others) + 1):
+            are_alike = len({*others}) == 1
+            others = [other if are_alike or k == place else one for k, one in enumerate(others, 1)]
+        else:  # that of the floor is the reference's
+            first = other
+        return f"--input-format {','.join(as_said([first, *others]) if {first} != {*others} else [first])}"
+
+    if isinstance(x, TopK):
+        other = ("probs", "probabilities") if its_format == "log_probs" else ("log_probs", "log-probabilities")
+        check_format_of_top_k(saved, x, better(other[0]), other[1])
+        return
     x = x.double()
     x = x[~x.isnan().any(-1)]
     if not x.numel():
         return
     negative, sums = bool((x < 0).any()), x.sum(-1)
     are_sums_1 = bool(((sums - 1).abs() < 0.02).all())
-    if formats[k] == "probs" and negative:
+    if its_format == "probs" and negative:
         are_logs = bool((x <= 0).all())
         what = "log-probabilities" if are_logs else "logits"
         raise InputError(
             f"Probabilities must not be negative. Got {x.min().item():g} in {saved.name}. Are they {what}? Then say so"
             f" with {better('log_probs' if are_logs else 'logits')}."
         )
-    if formats[k] == "probs" and not bool(((sums - 1).abs() < 0.5).all()):
+    if its_format == "probs" and not bool(((sums - 1).abs() < 0.5).all()):
         raise InputError(
             f"Probabilities should add up to 1. Got {sums[(sums - 1).abs().argmax()].item():g} in {saved.name}. Are"
             f" they logits? Then say so with {better('logits')}; if they are only not normalised, with --no-check."
         )
-    if formats[k] != "probs" and not negative and are_sums_1:
+    total = x.exp().sum(-1) if its_format == "log_probs" else sums
+    is_part = bool((total < 1.02).all()) and total.mean().item() < 0.98 and its_format != "logits"
+    if is_part and task.classes is None:  # else what is missing is in the others
+        raise InputError(
+            f"Probabilities of all classes should add up to 1. Got {total.mean().item():.3g} (a mean) in {saved.name}."
+            " Are they the top k? Then name what says which classes they are of with --indices; if they are only not"
+            " normalised, say --no-check."
+        )
+    if its_format != "probs" and not negative and are_sums_1:
         raise InputError(
             f"{saved.name} looks like probabilities: nothing in it is negative, and rows add up to 1. If so, say"
-            f" {better('probs')}; if they are {formats[k]} all the same, --no-check."
+            f" {better('probs')}; if they are {its_format} all the same, --no-check."
         )
 
 
 def check_rows(
-    reference: Saved, model: Saved, p: Tensor, q: Tensor, kl: Tensor, counts: Tensor, options: Options, start: int
+    reference: Saved,
+    model: Saved,
+    p: Tensor | TopK,
+    q: Tensor | TopK,
+    kl: Tensor,
+    counts: Tensor,
+    options: Options,
+    start: int,
 ) -> None:
     """Raise for the first row, of those that count, which is no distribution; they are numbered from `start` on."""
     bad = (kl.isnan() & counts).nonzero()

@@ -103,7 +103,8 @@ def compare_command(
     input_format: Annotated[
         str | None,
         typer.Option(
-            help="logits, log_probs or probs; or two of them, for the reference and the models: logits,probs."
+            help="logits, log_probs or probs; or two of them, for the reference and the models: logits,probs; or one"
+            " for each file."
         ),
     ] = None,
     key: Annotated[
@@ -113,6 +114,17 @@ def compare_command(
         list[str] | None,
         typer.Option(help="The classes in a table, as in 'a,b,c' or 'p_*'; twice if those of the models differ."),
     ] = None,
+    indices: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of files with the top k only: the array, the column or the file (.npy) that says which classes the"
+            " values are of.",
+        ),
+    ] = None,
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="The first of the top k is a drawn token, as vLLM saves it.")
+    ] = False,
     header: Annotated[
         bool | None, typer.Option("--header/--no-header", help="Whether the first row of a table names its columns.")
     ] = None,
@@ -123,7 +135,9 @@ def compare_command(
         bool | None,
         typer.Option("--documents/--no-documents", help="Whether each array of (rows, classes) is one sample."),
     ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Take the first so many classes only.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Take the first so many classes only; of the top k: how many there are.")
+    ] = None,
     direction: Annotated[
         str, typer.Option(help="forward KL(p‖q), reverse KL(q‖p), their sum jeffreys, or jensen_shannon.")
     ] = "forward",
@@ -199,6 +213,11 @@ def compare_command(
 
     Where it is known which token came next (by a .kld file, a recording, or --targets), the perplexities and the
     probabilities of the right token are compared as well.
+
+    Of a teacher behind vLLM or an API the likeliest classes are known alone. --indices names what says which they are,
+    and the report is of what the divergence is at least, and at most:
+
+        klmetric compare teacher.npz student.npy --indices ids --input-format log_probs,logits
 
     The standard errors take samples for independent, and the positions in one (tokens of a text) not. The line "more
     than the best" is of the same rows, and so known better than the means themselves. Exit status: 0 done, 1 a limit

@@ -116,7 +116,7 @@ def _look_at_worst(result: Comparison, vocabulary: Vocabulary | None) -> list[Ex
 
 def _more_options(arguments: Arguments) -> dict[str, Any]:
     """What decides a report, besides the options of the metric."""
-    of_files = ("key", "columns", "header", "id_column", "documents", "limit")
+    of_files = ("key", "columns", "indices", "sampled", "header", "id_column", "documents", "limit")
     names = (*of_files, "mask", "weight", "targets", "groups", "more", "floor")
     return {name: str(x) if isinstance(x := getattr(arguments, name), Path) else x for name in names}
 

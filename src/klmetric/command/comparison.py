@@ -1,6 +1,6 @@
 """What is to be compared, and what it comes to: the values that the command works on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from klmetric.command.fields import COMPARED
-from klmetric.options import Options, check_base
+from klmetric.options import Format, Options, check_base
 from klmetric.saved.array import Saved
 from klmetric.saved.formats.llama import storage_error
 from klmetric.totals import moments, pairs, vector
@@ -27,6 +27,7 @@ class Task:
         models: each of them q, in turn; the last one may be the floor.
         has_floor: whether it is: the reference run a second time.
         options: what is measured of a row, as in `klmetric.KLDivergence`.
+        formats: of the reference and of each model, where the file does not say its own.
         base: of the logarithm.
         quantiles: to report.
         top: how many of the worst rows.
@@ -34,18 +35,20 @@ class Task:
         has_bands: whether the divergence is to be told by the confidence of the reference.
         weight: gives the weights of rows from one number to another.
         targets: gives the targets of them, `klmetric.saved.array.IGNORED` where none counts.
-        why_no_targets: why those that a file has are not taken.
+        why_no_targets: why there is no perplexity of targets that are known.
         labels: gives the groups of them, as numbers of `label_names`.
         label_names: of the groups.
         classes: how many of the first classes to take; None for all.
         samples: how many of the first samples to take.
         batch_rows: rows that a thread reads at once; None for a few MiB.
         is_checked: whether to look at the first rows for another format than was said.
+        sampled: whether the first one of the top k is a drawn token.
     """
 
     reference: Saved
     models: list[Saved]
     options: Options
+    formats: tuple[Format, ...]
     base: float | None
     quantiles: tuple[float, ...]
     top: int
@@ -61,6 +64,17 @@ class Task:
     has_bands: bool = False
     targets: Callable[[int, int], Tensor] | None = None
     why_no_targets: str | None = None
+    sampled: bool = False
+
+    @property
+    def every(self) -> list[Saved]:
+        """The reference and the models."""
+        return [self.reference, *self.models]
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether not all classes are known of some file, so that divergences are known as at least so much."""
+        return "tail_mass" in self.fields
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -124,8 +138,8 @@ class Measured:
         summary: of all rows.
         groups: of the rows of each group, by its label.
         bands: of the rows in each band of the confidence of the reference.
-        delta_p: where there are targets, of the rows where their probability in the model is at least that in the
-            reference, how far it is above; and of the others, how far it is below.
+        spreads: how fields are spread, by the names of `klmetric.command.fields.SPREADS`: of the rows where they are at
+            least 0, how far they are above; or of the others, how far they are below.
         moments: the sums of `klmetric.totals.moments` of the fields.
         step: the coarsest grid that log-probabilities were rounded to; 0 where they were not.
         clipped: over the rows, the sums of what p has, and q has, in classes that are clipped, as
@@ -137,7 +151,7 @@ class Measured:
     summary: "KLDivergenceSummary"
     groups: "dict[str, KLDivergenceSummary]"
     bands: "dict[str, KLDivergenceSummary]"
-    delta_p: "tuple[KLDivergenceSummary, ...]"
+    spreads: "dict[str, KLDivergenceSummary]"
     moments: Tensor
     step: float = 0.0
     clipped: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
@@ -146,7 +160,7 @@ class Measured:
     @property
     def summaries(self) -> "list[KLDivergenceSummary]":
         """All of them."""
-        return [self.summary, *self.groups.values(), *self.bands.values(), *self.delta_p]
+        return [self.summary, *self.groups.values(), *self.bands.values(), *self.spreads.values()]
 
 
 @dataclass
@@ -198,6 +212,12 @@ class Comparison:
         weight = measured.summary.totals[vector.WEIGHT].item()
         p, q, *_ = measured.clipped.tolist()
         return (p / weight, q / weight) if p or q else None
+
+
+def as_said(formats: Sequence[str]) -> list[str]:
+    """The formats of the reference and of each model, as short as they can be said: one for all models, if it is."""
+    first, *others = formats
+    return [first, *(others[:1] if len({*others}) == 1 else others)]
 
 
 def together(*sums: Tensor) -> Tensor:

@@ -9,5 +9,8 @@ BAND_NAMES = tuple(f"{low:g} to {high:g}" for low, high in zip(BANDS, (*BANDS[1:
 # Where the reference is a file of llama.cpp, its own estimate of the divergence.
 OF_LLAMA = ("llama_cpp",)
 
+# How they are spread is told as well: by its name, which of them, and whether from 0 up or down.
+SPREADS = {"delta_p": ("delta_p", 1), "-delta_p": ("delta_p", -1), "tail_mass": ("tail_mass", 1)}
+
 # Those of which the difference between two models is reported.
 COMPARED = (*OF_CLASSES, "ln_ratio", "delta_p")

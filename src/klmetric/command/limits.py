@@ -21,7 +21,17 @@ DIFFERENCES = ("difference", "above_floor")
 OF_DIFFERENCES = ("mean", "stderr", "low", "high")
 # Each is a value with its error and its interval, which have these names.
 OF_ESTIMATES = ("value", *OF_DIFFERENCES[1:])
-OF_MODELS = (*OF_CLASSES, *OF_LLAMA, *(f"perplexity.{name}" for name in PERPLEXITY), "delta_p.mean", "delta_p.rms")
+BOUNDS = ("at_least", "at_most", "tail_mass")
+# Of the tail there are quantiles as well.
+OF_TAIL = "tail_mass."
+OF_MODELS = (
+    *OF_CLASSES,
+    *OF_LLAMA,
+    *BOUNDS,
+    *(f"perplexity.{name}" for name in PERPLEXITY),
+    "delta_p.mean",
+    "delta_p.rms",
+)
 ESTIMATES = (*OF_MODELS, *(f"{of}.{name}" for of in DIFFERENCES for name in COMPARED))
 
 
@@ -64,6 +74,7 @@ def _is_known(key: str) -> bool:
         or (of in ESTIMATES and last in OF_ESTIMATES)
         or (of in DIFFERENCES and last in OF_DIFFERENCES)
         or (of == "delta_p" and last in (*DELTA_P, "min", "max"))
+        or (key.startswith(OF_TAIL) and (last == "max" or quantile_of(last) is not None))
     )
 
 

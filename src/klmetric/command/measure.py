@@ -9,9 +9,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from klmetric.command.batch import Read, measure_batch
+from klmetric.command.batch import Read, measure_batch, stretch_of
 from klmetric.command.comparison import Batch, Comparison, Measured, Task, together
-from klmetric.command.fields import BAND_NAMES
+from klmetric.command.fields import BAND_NAMES, SPREADS
 from klmetric.rows.rows import Rows
 from klmetric.saved.array import IGNORED, Saved
 from klmetric.summary import KLDivergenceSummary
@@ -46,8 +46,8 @@ def empty(task: Task) -> Comparison:
 
     def measured(saved: Saved) -> Measured:
         groups, bands = ({name: summary() for name in names} for names in (task.label_names, bands_of))
-        delta_p = (summary(), summary()) if "delta_p" in task.fields else ()
-        return Measured(saved, summary(task.top), groups, bands, delta_p, moments.empty(len(task.fields)))
+        spreads = {name: summary() for name, (field, _) in SPREADS.items() if field in task.fields}
+        return Measured(saved, summary(task.top), groups, bands, spreads, moments.empty(len(task.fields)))
 
     bands_of = BAND_NAMES if task.has_bands else ()
     models = [measured(saved) for saved in task.models]
@@ -113,13 +113,12 @@ def _batches(task: Task, row: int, end: int, is_interrupted: Callable[[], bool])
     one batch: where other programs hold the cores, waiting takes most of the time. Rows that are computed are of one
     large batch at a time all the same: matrices are multiplied in it, for which many rows are needed at once.
     """
-    reference = task.reference
     cores = torch.get_num_threads()
     threads = min(cores, MOST_THREADS)
-    of_a_row = reference.classes * reference.dtype.itemsize
+    of_a_row = max(saved.width * saved.dtype.itemsize for saved in task.every)
     size = task.batch_rows or max(1, BATCHES // (threads + 2) // of_a_row)
     of_each = 1
-    if at_once := [saved.at_once for saved in (reference, *task.models) if saved.at_once is not None]:
+    if at_once := [saved.at_once for saved in task.every if saved.at_once is not None]:
         size, threads, of_each = task.batch_rows or min(at_once), 1, cores
     running: deque[Future[Batch]] = deque()
     is_first = True
@@ -138,14 +137,13 @@ def _batches(task: Task, row: int, end: int, is_interrupted: Callable[[], bool])
 
 
 def _read_in_order(task: Task, start: int, stop: int) -> Read:
-    every = (task.reference, *task.models)
     weight = torch.ones(stop - start) if task.weight is None else task.weight(start, stop)
     targets = None if task.targets is None else task.targets(start, stop)
     return Read(
         weight if targets is None else torch.where(targets == IGNORED, 0, weight),
         torch.zeros(stop - start, dtype=torch.int64) if task.labels is None else task.labels(start, stop),
         targets,
-        {id(saved): saved.read(start, stop) for saved in every if saved.is_sequential},
+        {id(saved): stretch_of(saved, start, stop) for saved in task.every if saved.is_sequential},
     )
 
 
@@ -176,10 +174,10 @@ def _add(result: Comparison, rows: Batch, lengths: Tensor) -> None:
         if task.fields:
             valid = torch.where(kl.isnan(), 0, weight)
             measured.moments = together(measured.moments, moments.of_rows(fields, valid))
-            if measured.delta_p:
-                delta = fields[task.fields.index("delta_p")]
-                for part, sign, counted in zip(measured.delta_p, (1, -1), (delta >= 0, delta < 0), strict=True):
-                    part.add_rows(Rows(sign * delta, torch.where(counted, valid, 0)))
+            for name, part in measured.spreads.items():
+                field, sign = SPREADS[name]
+                x = fields[task.fields.index(field)]
+                part.add_rows(Rows(sign * x, torch.where(x >= 0 if sign > 0 else x < 0, valid, 0)))
         if bool(rows.clipped[k].any()):
             masses = torch.where(rows.kl[k].isnan(), 0, rows.clipped[k]) * rows.weight
             batch = torch.stack([pairs.total(mass) for mass in masses.double()], 1).flatten()

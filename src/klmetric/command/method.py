@@ -34,6 +34,17 @@ def method_of(report: Value) -> list[str]:
             "The files store log-probabilities in steps of 16 bits. What rounding to these can add to the mean, usually"
             " and at most, stands in the table."
         )
+    if "at_least" in columns[0]:
+        paragraphs.append(
+            "Of some files the likeliest classes of a row are known alone, and what the others have in sum, but not how"
+            " they share it. All classes that are not known on both sides are taken for one, which never makes a"
+            " divergence larger: it is at least what stands here, in every row, in the mean, and in the quantiles."
+        )
+    if "at_most" in columns[0]:
+        paragraphs.append(
+            "It is at most what it would be if the classes that are not known were those that the model likes least,"
+            " each with as much as the least of the known ones."
+        )
     if any("clipped" in model for model in columns):
         paragraphs.append(
             "The files clip all classes that are far below the most likely one, and only their sum is known. There p"

@@ -1,25 +1,32 @@
 """From the arguments, which have been checked, to the task: files are opened, and asked whether they go together."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from klmetric.command.arguments import Arguments, options_of
+from klmetric.command.arguments import Arguments, formats_of, options_of
 from klmetric.command.checks import check_array, check_lengths, check_order, check_pair, looks_like
 from klmetric.command.comparison import Task
 from klmetric.command.fields import OF_LLAMA
-from klmetric.command.limits import asked_for, quantile_of
+from klmetric.command.limits import OF_TAIL, asked_for, quantile_of
+from klmetric.command.top_k import check_top_k
 from klmetric.options import Options
-from klmetric.rows.fields import OF_CLASSES, OF_TARGETS
+from klmetric.rows.fields import OF_CLASSES, OF_TAILS, OF_TARGETS
 from klmetric.saved.array import Choice, Saved
 from klmetric.saved.beside import OfRows, labels_of, targets_of, weights_of
 from klmetric.saved.errors import InputError
-from klmetric.saved.open import open_saved
+from klmetric.saved.names import listed, suffix_of
+from klmetric.saved.open import FORMATS, open_saved
 from klmetric.saved.order import in_the_order_of
+from klmetric.saved.topk import beside, with_all_classes
 from klmetric.summary import QUANTILES
 
 # What perplexities are made of.
 OF_TOKENS = "--targets, a recording or a file of llama.cpp, and no --eps"
+# What else is of all classes, and what the upper bound is made of.
+OF_ALL = "files that have all classes"
+OF_BOUND = "--indices of the reference, a model that has all classes, and --direction forward"
 # Of language models, also these quantiles: llama.cpp has them.
 LOWER_QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25)
 # Of models with sizes, where the band of the picture begins.
@@ -33,22 +40,12 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
         arguments: of the command.
         limits: of values, which may be quantiles that are to be measured.
     """
-    columns = arguments.columns or []
-    choice = Choice(
-        arguments.key,
-        next(iter(columns), None),
-        arguments.id_column,
-        arguments.header,
-        documents=arguments.documents,
-    )
-    reference = open_saved(arguments.paths[0], choice)
-    of_reference = replace(choice, classes=reference.columns)
-    choice = replace(of_reference, columns=next(reversed(columns), None))
-    models = [open_saved(path, choice) for path in arguments.paths[1:]]
-    if arguments.floor is not None:
-        models.append(open_saved(arguments.floor, of_reference))
+    reference, *models = _opened(arguments)
+    formats = formats_of(arguments)
+    formats = (*formats, formats[0]) if arguments.floor else formats
     for saved in (reference, *models):
         check_array(saved)
+    check_top_k([reference, *models], formats)
     for model in models:
         if arguments.key is not None and (same := set(reference.arrays) & set(model.arrays)):
             name = min(name for *_, name in same)
@@ -64,9 +61,11 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
     for model in models:
         check_lengths(reference, model)
     targets, why_no_targets = _targets(arguments, [reference, *models])
-    fields = _fields(arguments, reference, targets is not None, asked_for(limits))
-    quantiles = {*QUANTILES, *(q for key in limits if (q := quantile_of(key)) is not None)}
-    quantiles |= {*LOWER_QUANTILES} if targets is not None else set()
+    has_perplexity = targets is not None and why_no_targets is None
+    fields = _fields(arguments, [reference, *models], has_perplexity, asked_for(limits))
+    asked = (quantile_of(key.removeprefix(OF_TAIL)) for key in limits)
+    quantiles = {*QUANTILES, *(q for q in asked if q is not None)}
+    quantiles |= {*LOWER_QUANTILES} if has_perplexity else set()
     quantiles |= {BAND_BEGINS} if arguments.size else set()
     groups = arguments.groups
     labels, label_names = (None, []) if groups is None else labels_of(groups, reference, arguments.id_column)
@@ -74,6 +73,7 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
         reference=reference,
         models=models,
         options=_options(arguments, [reference, *models]),
+        formats=formats,
         base=arguments.base,
         quantiles=tuple(sorted(quantiles)),
         top=arguments.worst,
@@ -89,28 +89,66 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
         has_bands=arguments.more,
         targets=targets,
         why_no_targets=why_no_targets,
+        sampled=arguments.sampled,
     )
+
+
+def _opened(arguments: Arguments) -> list[Saved]:
+    """The reference, the models and the floor, each with the numbers of its classes if it is of the top k."""
+    columns = arguments.columns or []
+    named = arguments.indices or []
+    files = [name for name in named if suffix_of(Path(name)) in FORMATS or Path(name).is_dir()]
+    choice = Choice(
+        arguments.key,
+        next(iter(columns), None),
+        arguments.id_column,
+        arguments.header,
+        documents=arguments.documents,
+        indices=tuple(name for name in named if name not in files),
+        is_checked=not arguments.no_check,
+    )
+    reference = open_saved(arguments.paths[0], choice)
+    of_reference = replace(choice, classes=reference.columns)
+    choice = replace(of_reference, columns=next(reversed(columns), None))
+    every = [reference, *(open_saved(path, choice) for path in arguments.paths[1:])]
+    if arguments.floor is not None:
+        every.append(open_saved(arguments.floor, of_reference))
+    try:
+        of_files = [(name, open_saved(Path(name), Choice(documents=arguments.documents))) for name in files]
+    except InputError as error:
+        raise InputError(f"--indices: {error}") from error
+    every = beside(every, of_files)
+    used = [saved.indices.source for saved in every if saved.indices is not None]
+    if unused := [name for name in named if name not in used]:
+        raise InputError(
+            f"--indices must name an array, a column or a file. Got {unused[0]!r}, which is no file, and in none of"
+            f" {listed(saved.name for saved in every)}."
+        )
+    return with_all_classes(every, arguments.classes)
 
 
 def _targets(arguments: Arguments, every: list[Saved]) -> tuple[OfRows | None, str | None]:
     """Those that were given, or that a file has; or why the latter cannot be taken."""
     reference = every[0]
     classes = arguments.classes or reference.classes
+    why_not = "of the top k not every token has a probability" if any(saved.indices for saved in every) else None
     if arguments.targets is not None:
-        return targets_of(arguments.targets, reference, classes, arguments.id_column), None
+        return targets_of(arguments.targets, reference, classes, arguments.id_column), why_not
     known = next((saved.targets for saved in every if saved.targets is not None), None)
     if known is None:
         return None, None
-    if arguments.eps:
-        return None, "--eps changes q"
+    if arguments.eps or why_not:
+        return None, why_not or "--eps changes q"
     targets = torch.from_numpy(known.astype("int64"))
     if not bool(((targets >= 0) & (targets < classes)).all()):
         return None, f"a token is not among the {classes:,} classes"
     return lambda start, stop: targets[start:stop], None
 
 
-def _fields(arguments: Arguments, reference: Saved, has_targets: bool, asked: set[str]) -> tuple[str, ...]:
+def _fields(arguments: Arguments, every: list[Saved], has_targets: bool, asked: set[str]) -> tuple[str, ...]:
     """What is asked of each row, for what is to be shown and for limits of these values."""
+    reference, *models = every
+    is_top_k = any(saved.indices is not None for saved in every)
     fields: tuple[str, ...] = tuple(OF_CLASSES) if arguments.more or asked & OF_CLASSES.keys() else ()
     if has_targets:
         fields += tuple(OF_TARGETS)
@@ -118,8 +156,14 @@ def _fields(arguments: Arguments, reference: Saved, has_targets: bool, asked: se
     has_theirs = reference.grid is not None and arguments.classes in (None, reference.classes)
     if has_targets and has_theirs and (arguments.direction, arguments.temperature) == ("forward", 1):
         fields += OF_LLAMA
+    if is_top_k:
+        is_pair = reference.indices is not None and any(model.indices is None for model in models)
+        fields += OF_TAILS if is_pair and arguments.direction == "forward" else ("tail_mass",)
     missing = {
-        **dict.fromkeys(("perplexity", "ln_ratio", "delta_p"), not has_targets and OF_TOKENS),
+        **dict.fromkeys(("perplexity", "ln_ratio", "delta_p"), not has_targets and (OF_ALL if is_top_k else OF_TOKENS)),
+        **dict.fromkeys(OF_CLASSES, is_top_k and OF_ALL),
+        **dict.fromkeys(("at_least", "tail_mass"), not is_top_k and "--indices"),
+        "at_most": "at_most" not in fields and OF_BOUND,
         "llama_cpp": "llama_cpp" not in fields and "a file of llama.cpp as the reference",
         "above_floor": arguments.floor is None and "--floor",
         "difference": len(arguments.paths) < 3 and "two models or more",

@@ -68,10 +68,12 @@ def _summary(report: Value) -> Iterable[tuple[str, str]]:
     if math.isnan(best["mean"]):
         yield "lead", "No divergence is known."
     else:
-        name = best["name"] + (f" is the nearest of {len(report['models'])}" if len(report["models"]) > 1 else "")
+        at_least = "at least " if "at_least" in best else ""
+        what = "has the least bound" if at_least else "is the nearest"
+        name = best["name"] + (f" {what} of {len(report['models'])}" if len(report["models"]) > 1 else "")
         interval = f" (95 % interval: {number(best['low'])} to {number(best['high'])})"
         known = "" if math.isnan(best["low"]) else interval
-        yield "lead", f"{name}: {number(best['mean'])} {report['unit']} in the mean{known}."
+        yield "lead", f"{name}: {at_least}{number(best['mean'])} {report['unit']} in the mean{known}."
     yield "faint", f"{count}. Reference: {report['reference']}."
     if report["partial"]:
         yield "failed", "The measuring was interrupted: this is of a part of the samples."

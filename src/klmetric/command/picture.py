@@ -83,7 +83,8 @@ def as_part(draw: Draw, name: str, title: str, description: str) -> str:
 
 def title_of(report: dict[str, Any]) -> str:
     """Which divergence it is, from what."""
-    return f"{_DIVERGENCES[report['options']['direction']]} from {printable(Path(report['reference']).name)}"
+    at_least = ", at least" if "at_least" in report["models"][0] else ""
+    return f"{_DIVERGENCES[report['options']['direction']]} from {printable(Path(report['reference']).name)}{at_least}"
 
 
 def add_legend(ax: Any) -> None:

@@ -5,12 +5,12 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from klmetric.command.comparison import Comparison, Measured
+from klmetric.command.comparison import Comparison, Measured, Task, as_said
 from klmetric.command.sizes import Sizes
-from klmetric.options import unit_name
+from klmetric.options import quantile_name, unit_name
 from klmetric.rows.fields import OF_CLASSES
 from klmetric.saved.array import Saved
-from klmetric.totals.estimates import Z, delta_p_of, mean_of, perplexity_of
+from klmetric.totals.estimates import Z, delta_p_of, estimate, mean_of, perplexity_of
 from klmetric.totals.histogram import Histogram, quantile, signed_quantile
 from klmetric.totals.moments import Means
 
@@ -67,7 +67,7 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value, sizes
         **_source(task.reference),
         "partial": comparison.is_partial,
         "options": {
-            "input_format": list(task.options.input_format),
+            "input_format": as_said(task.formats[: len(task.formats) - task.has_floor]),
             **options,
             "base": task.base,
             "classes": task.classes,
@@ -80,8 +80,11 @@ def as_dict(comparison: Comparison, names: list[str], more_options: Value, sizes
 
 
 def _source(saved: Saved) -> Value:
-    """Which columns of a table the classes are."""
-    return {} if saved.source is None else {"columns": saved.source}
+    """Which columns of a table the classes are, and how many of a row are known where not all are."""
+    return {
+        **({} if saved.source is None else {"columns": saved.source}),
+        **({} if saved.indices is None else {"top_k": saved.width}),
+    }
 
 
 def computed(summary: "KLDivergenceSummary") -> Value:
@@ -106,11 +109,24 @@ def _all_values_of(comparison: Comparison, measured: Measured) -> Value:
         least = quantile(_divergences(measured.summary), 0) / unit
         before = ("mean", "stderr", "low", "high", "max")
         values = {name: values[name] for name in before} | {"min": least} | values
-        above, below = map(_divergences, measured.delta_p)
+        above, below = (_divergences(measured.spreads[name]) for name in ("delta_p", "-delta_p"))
         values["perplexity"] = perplexity_of(means)
         values["delta_p"] = delta_p_of(means, lambda q: signed_quantile(above, below, q))
+    if comparison.task.is_bounded:
+        values["at_least"] = estimate(values["mean"], values["stderr"], 0.0)
+        values |= _bounds_of(comparison.task, measured, means, unit)
     alone = [name for name in (*OF_CLASSES, "llama_cpp") if name in means]
     return values | {name: mean_of(means, name, unit) for name in alone}
+
+
+def _bounds_of(task: Task, measured: Measured, means: Means, unit: float) -> Value:
+    """What the mean is at most, and how much the classes have that are not known."""
+    masses = _divergences(measured.spreads["tail_mass"])
+    spread = {quantile_name(q): quantile(masses, q) for q in task.quantiles}
+    return {
+        **({"at_most": mean_of(means, "at_most", unit)} if "at_most" in means else {}),
+        "tail_mass": {**mean_of(means, "tail_mass", unit), **spread, "max": quantile(masses, 1)},
+    }
 
 
 def _divergences(summary: "KLDivergenceSummary") -> Histogram:

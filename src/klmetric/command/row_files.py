@@ -15,7 +15,7 @@ from torch import Tensor
 from klmetric.command.comparison import Batch, Task
 from klmetric.command.fields import OF_LLAMA
 from klmetric.options import check_base, unit_name
-from klmetric.rows.fields import OF_CLASSES
+from klmetric.rows.fields import OF_CLASSES, OF_TAILS
 from klmetric.saved.errors import InputError
 from klmetric.totals.estimates import IN_NATS
 
@@ -33,7 +33,7 @@ def values_of(task: Task, rows: Batch) -> dict[str, Tensor]:
         # Where p is 0, the difference of the logarithms is infinite, and that of the probabilities is q.
         log_q = torch.where(nll.isinf(), delta_p.log(), -nll - fields["ln_ratio"])
         values |= {"log_p": -nll, "log_q": log_q, "delta_p": delta_p}
-    for name in (*OF_CLASSES, *OF_LLAMA):
+    for name in (*OF_CLASSES, *OF_TAILS, *OF_LLAMA):
         if name in fields and name != "agreement_1":  # which is the agreement
             values[name] = fields[name] / (unit if name in IN_NATS else 1)
     counts = (rows.weight > 0) & ~rows.kl.isnan()

@@ -15,7 +15,8 @@ SAMPLE = "sample"
 BEFORE = 24
 
 # Of a model, what is no line of the first table; nor is what consists of parts.
-_SKIPPED = ("name", "path", "columns", "size", "unused_ids", "same_arrays", "low", "high")
+_SKIPPED = ("name", "path", "columns", "top_k", "size", "unused_ids", "same_arrays", "low", "high")
+_OF_ESTIMATES = ("value", "stderr", "low", "high")
 # The lines of the other tables: what, where it is in the report, and by what it is multiplied.
 _PERPLEXITY = [
     ("perplexity of the reference", "perplexity.reference", 1),
@@ -46,12 +47,16 @@ _OTHERS = [
 def _cells(models: list[Value]) -> list[tuple[str, list[str]]]:
     """The lines of the table: what, and its value for each model."""
     lines = []
+    is_bounded = _is_bounded(models)
     for key in [key for key, value in models[0].items() if key not in _SKIPPED and not isinstance(value, (dict, list))]:
-        lines.append((_label(key), [number(model[key]) for model in models]))
+        label = "mean, at least" if is_bounded and key == "mean" else _label(key)
+        lines.append((label, [number(model[key]) for model in models]))
         if key == "mean":
             intervals = [_interval(model) for model in models]
             lines.append(("95 % interval", intervals))
         if key == "stderr":
+            if "at_most" in models[0]:
+                lines.append(("mean, at most", [_cell(model, "at_most", 1) for model in models]))
             for label, part in (("more than the best", "difference"), ("above the floor", "above_floor")):
                 if any(part in model for model in models):
                     lines.append((label, [_difference_cell(model, part) for model in models]))
@@ -60,6 +65,17 @@ def _cells(models: list[Value]) -> list[tuple[str, list[str]]]:
         lines.append(("added by storage", [f"{number(e['usual'])}" if e else "" for e in errors]))
         lines.append(("at most", [f"{number(e['largest'])}" if e else "" for e in errors]))
     return lines
+
+
+def _is_bounded(models: list[Value]) -> bool:
+    """Whether divergences are known as at least so much."""
+    return "at_least" in models[0]
+
+
+def _tail(models: list[Value]) -> list[tuple[str, str, int]]:
+    """The lines of what is not known, with every quantile there is."""
+    spread = [name for name in models[0].get("tail_mass", {}) if name not in _OF_ESTIMATES]
+    return [("mean", "tail_mass", 1), *((_label(name), f"tail_mass.{name}", 1) for name in spread)]
 
 
 def _interval(model: Value) -> str:
@@ -103,18 +119,20 @@ def sections_of(report: Value) -> list[tuple[str, list[str], Lines]]:
     """Every table: its title, its head and its lines."""
     models, names = columns_of(report)
     unit = report["unit"]
-    title = f"KL divergence from {report['reference']} ({unit})"
+    at_least = ", at least" if _is_bounded(models) else ""
+    title = f"KL divergence from {report['reference']}{at_least} ({unit})"
     sizes = _lines(models, [(f"size ({report.get('size_unit')})", "size", 1)])
     sections = [(title, ["", *names], sizes + [[label, *cells] for label, cells in _cells(models)])]
     for title, wanted in (
         ("Perplexity of the targets", _PERPLEXITY),
         ("Δp: the probability of the target, less that in the reference (%)", _DELTA_P),
         (f"Other measures (divergences in {unit})", _OTHERS),
+        ("Probability of the classes that are not known", _tail(models)),
     ):
         if lines := _lines(models, wanted):
             sections.append((title, ["", *names], lines))
     for title, key, what in (
-        (f"Means of the groups ({unit})", "groups", "group"),
+        (f"Means of the groups{at_least} ({unit})", "groups", "group"),
         (f"Means by the largest probability of the reference ({unit})", "bands", "from, to"),
     ):
         if key in models[0]:
@@ -128,7 +146,9 @@ def sections_of(report: Value) -> list[tuple[str, list[str], Lines]]:
             ]
             sections.append((title, [what, *names, "count"], lines))
     worst = [(model["name"], model["worst"]) for model in models if model.get("worst")]
-    return sections + [(f"Worst rows of {name}", *_worst(rows, unit)) for name, rows in worst]
+    return sections + [
+        (f"Worst rows of {name}{at_least and ', by what is known'}", *_worst(rows, unit)) for name, rows in worst
+    ]
 
 
 def _worst(rows: list[Value], unit: str) -> tuple[list[str], Lines]:
@@ -169,11 +189,14 @@ def notes_of(report: Value) -> list[str]:
     notes = [f"{report['classes']:,} classes{': ' if sources else ''}{'; '.join(sources)}."]
     if "no_targets" in report:
         notes.append(f"No perplexity of the tokens: {report['no_targets']}.")
+    is_bounded = _is_bounded(columns)
+    notes += _of_bounds(both, columns) if is_bounded else []
     for model in columns:
         if model["infinite"]:
+            floor = "" if is_bounded else " --eps 1e-9 puts a floor under q."
             notes.append(
                 f"{model['name']}: {model['infinite']:,} rows are infinite, and so is the mean: there q is 0 where p is"
-                " not. --eps 1e-9 puts a floor under q."
+                f" not.{floor}"
             )
         if model["count"] and math.isnan(model["stderr"]) and not model["infinite"]:
             notes.append(
@@ -201,6 +224,25 @@ def notes_of(report: Value) -> list[str]:
     return notes
 
 
+def _of_bounds(files: list[tuple[str, Value]], columns: list[Value]) -> list[str]:
+    """What is to be said where not all classes are known."""
+    top = [f"{one['top_k']:,} classes of a row are known of {path}" for path, one in files if "top_k" in one]
+    notes = [
+        f"At least: {'; '.join(top)}. The others count as one, so the divergence of all classes is at least what stands"
+        " here, and may be beyond a limit that this keeps. A difference is that of two such bounds."
+    ]
+    if "at_most" in columns[0]:
+        infinite = [model["name"] for model in columns if model["at_most"]["value"] == math.inf > model["mean"]]
+        notes.append(
+            "At most: the largest that the classes which are not known allow, each with no more than the least of those"
+            " that are. It is a worst case, far above what is likely."
+            + (f" Nothing is known of it for {', '.join(infinite)}." if infinite else "")
+        )
+    return notes
+
+
 def _share(probability: float) -> str:
     """With the points one below the other, as long as there is something to be seen."""
+    if math.isnan(probability):
+        return "not known"
     return f"{probability:.4f}" if probability >= 1e-4 else number(probability)

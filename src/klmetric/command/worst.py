@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from klmetric.arithmetic.statistics import statistics
 from klmetric.command.batch import Read, Side, log_probs_of, nearest_of, options_for, side_of
-from klmetric.command.comparison import Comparison, Measured, Task
+from klmetric.command.comparison import Comparison, Task
 from klmetric.command.report import computed
+from klmetric.rows.topk import TopK
 from klmetric.saved.array import IGNORED, Saved
 
 if TYPE_CHECKING:
@@ -58,21 +58,21 @@ def look_at_worst(result: Comparison, vocabulary: "Vocabulary | None", advance: 
         InputError: for files that cannot be read.
     """
     task = result.task
-    places: dict[int, list[tuple[Measured, Value]]] = {}
-    for measured in result.models:
+    places: dict[int, list[tuple[int, Value]]] = {}
+    for k, measured in enumerate(result.models, 1):
         for value in measured.worst:
             row = task.reference.first_row(value["sample"]) + value.get("position", 0)
-            places.setdefault(row, []).append((measured, value))
+            places.setdefault(row, []).append((k, value))
     for row, values in sorted(places.items(), key=lambda place: place[0]):
-        p = _side_of(task, task.reference, row)
+        p = _side_of(task, 0, row)
         targets = _targets_until(task, row)
-        for measured, value in values:
-            value.update(_said_of(task, p, _side_of(task, measured.saved, row), targets, vocabulary))
+        for k, value in values:
+            value.update(_said_of(task, k, p, _side_of(task, k, row), targets, vocabulary))
         advance(len(values))
 
 
-def _side_of(task: Task, saved: Saved, row: int) -> Side:
-    return side_of(task, saved, row, row + 1, Read(torch.ones(1), torch.zeros(1), None, {}))
+def _side_of(task: Task, place: int, row: int) -> Side:
+    return side_of(task, place, row, row + 1, Read(torch.ones(1), torch.zeros(1), None, {}))
 
 
 def _targets_until(task: Task, row: int) -> list[int]:
@@ -84,12 +84,31 @@ def _targets_until(task: Task, row: int) -> list[int]:
     return [target for target in targets if target != IGNORED]
 
 
-def _said_of(task: Task, p: Side, q: Side, targets: list[int], vocabulary: "Vocabulary | None") -> Value:
-    """What is to be said of one row of one model; `targets` end with its own."""
-    options = options_for(task, q.saved)
+def _log_mass(x: Tensor | TopK, its_format: str, temperature: float) -> Tensor:
+    """What to subtract from logits for log-probabilities."""
+    if isinstance(x, TopK):
+        return torch.zeros(1)
+    return ((x.double().log() if its_format == "probs" else x.double()) / temperature).logsumexp(-1)
+
+
+def _most_likely(x: Tensor | TopK, its_format: str) -> Tensor:
+    """The classes of a row that are most likely, of those that are known."""
+    if isinstance(x, TopK):
+        known = x.known()
+        values, classes = known.probs[0], known.classes[0]
+    else:
+        values, classes = x[0], torch.arange(x.shape[-1])
+    # Of a class that is clipped, or has no chance at all, there is nothing to be said.
+    order = values.sort(descending=True, stable=True).indices[:SHOWN]
+    return classes[order[values[order] > (0 if isinstance(x, TopK) or its_format == "probs" else -torch.inf)]]
+
+
+def _said_of(task: Task, k: int, p: Side, q: Side, targets: list[int], vocabulary: "Vocabulary | None") -> Value:
+    """What is to be said of one row of model number k, from 1 on; `targets` end with its own."""
+    options = options_for(task, k)
     formats, temperature = options.input_format, options.temperature
-    of_rows = statistics(*nearest_of(p, q, options), formats, temperature, (1,), measures=False)
-    sides = dict(zip(("reference", "model"), zip((p, q), formats, of_rows[4:6], strict=True), strict=True))
+    masses = [_log_mass(x, form, temperature) for x, form in zip(nearest_of(p, q, options), formats, strict=True)]
+    sides = dict(zip(("reference", "model"), zip((p, q), formats, masses, strict=True), strict=True))
 
     def probabilities(name: str, classes: Tensor) -> list[float]:
         found: list[float] = log_probs_of(*sides[name], classes.unsqueeze(0), temperature).exp()[0].tolist()
@@ -104,10 +123,7 @@ def _said_of(task: Task, p: Side, q: Side, targets: list[int], vocabulary: "Voca
         known = {name: probabilities(name, torch.tensor(targets[-1:]))[0] for name in sides}
         values["target"] = {**said(targets[-1]), **known}
     for name, (side, its_format, _) in sides.items():
-        x = side.x[0]
-        # Of a class that is clipped, or has no chance at all, there is nothing to be said.
-        order = x.sort(descending=True, stable=True).indices[:SHOWN]
-        order = order[x[order] > (0 if its_format == "probs" else -torch.inf)]
+        order = _most_likely(side.x, its_format)
         each = zip(order.tolist(), probabilities(name, order), strict=True)
         values[name] = [{**said(number), "probability": probability} for number, probability in each]
     if vocabulary is not None and (before := vocabulary.text(targets[:-1])):

@@ -68,5 +68,6 @@ def _logs(q: Tensor, index: Tensor, full: Tensor, are_probs: bool) -> Tensor:
     else:  # whose order does not have to wait for the device to say how many there are
         smallest = others.sort(-1).values
     logs = smallest.double().log() if are_probs else smallest.double()
-    place, full = torch.arange(logs.shape[-1], device=q.device), full.unsqueeze(-1)
-    return torch.stack([torch.where(at, logs, 0).sum(-1) for at in (place < full, place == full)], -1)
+    # Added one after the other, so that the sum of a row is the same however many there are for others.
+    sums, full = torch.nn.functional.pad(logs.cumsum(-1), (1, 0)), full.unsqueeze(-1)
+    return torch.cat([sums.gather(-1, full), torch.nn.functional.pad(logs, (0, 1)).gather(-1, full)], -1)

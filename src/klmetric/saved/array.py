@@ -44,6 +44,9 @@ class Saved:
         at_once: how many rows to read at once, by all threads together, where they are computed as they are read.
         starts: the first row of each sample, and the end, where samples differ in their positions.
         arrays: the device and the number of the file, and the name in it, of each array that this is made of.
+        indices: of top-k predictions: which class each of the numbers of a row is of, negative for padding; an array of
+            the same shape. Without it, a row has all classes.
+        all_classes: of top-k predictions: how many classes there are, once that is known.
     """
 
     name: str
@@ -62,11 +65,18 @@ class Saved:
     at_once: int | None = None
     starts: Array | None = None
     arrays: tuple[tuple[int, int, str], ...] = ()
+    indices: "Saved | None" = None
+    all_classes: int | None = None
+
+    @property
+    def width(self) -> int:
+        """How many numbers a row has: the length of the last axis."""
+        return self.shape[-1]
 
     @property
     def classes(self) -> int:
-        """The length of the last axis."""
-        return self.shape[-1]
+        """How many classes there are."""
+        return self.all_classes or self.width
 
     @property
     def positions(self) -> int:
@@ -107,6 +117,8 @@ class Choice:
         classes: of a table: the classes of another one (its `Saved.columns`), to be taken in the same order.
         documents: whether an array of (rows, classes) is one sample; None for each row, if that is clear.
         needs_id: whether a table must have the column of the ids.
+        indices: names, and patterns of names, of arrays or columns that say which classes the values are of.
+        is_checked: whether to ask about what looks like such an array, and is not named.
     """
 
     key: str | None = None
@@ -116,6 +128,8 @@ class Choice:
     classes: Mapping[str, str] | None = None
     documents: bool | None = None
     needs_id: bool = True
+    indices: tuple[str, ...] = ()
+    is_checked: bool = True
 
 
 # The arrays of a file that may hold several: the name of each, and what opens it when it is asked for.

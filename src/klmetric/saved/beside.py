@@ -162,7 +162,7 @@ def _spread(saved: Saved, predictions: Saved, option: str, path: Path) -> OfRows
 
         return of_samples
     if saved.shape == each_row:
-        width = saved.classes if len(saved.shape) > 1 else 1  # its own rows are along its last axis
+        width = saved.width if len(saved.shape) > 1 else 1  # its own rows are along its last axis
 
         def of_rows(start: int, stop: int) -> Tensor:
             first = start // width

@@ -13,6 +13,7 @@ from torch import Tensor
 from klmetric.saved.array import Array, Saved
 from klmetric.saved.errors import InputError
 from klmetric.saved.names import listed, natural
+from klmetric.saved.topk import widened
 
 
 def in_order(parts: list[Saved]) -> list[Saved]:
@@ -37,10 +38,12 @@ def in_order(parts: list[Saved]) -> list[Saved]:
 
 def joined(parts: list[Saved], documents: bool | None) -> Saved:
     """Arrays of the same kind of rows as one."""
-    first = parts[0]
     for part in parts:
         if not part.shape:
             raise InputError(f"An array must have an axis. Got a single number in {part.name}.")
+    parts = widened(parts)
+    first = parts[0]
+    for part in parts:
         # Of three axes, the second may differ: samples of so many positions each.
         alike = [(len(x.shape), x.shape[1:] if len(x.shape) != 3 else x.shape[2:], x.dtype) for x in (part, first)]
         if alike[0] != alike[1]:
@@ -64,11 +67,15 @@ def joined(parts: list[Saved], documents: bool | None) -> Saved:
         if empty := [part.name for part in parts if not part.rows]:
             raise InputError(f"Every document must have rows. Got {empty[0]} with none. Leave it out, on both sides.")
         starts = np.concatenate([[0], lengths.cumsum()])
-        first = replace(first, shape=(samples, int(lengths.max()), first.classes))
+        first = replace(first, shape=(samples, int(lengths.max()), first.width))
     ends = list(accumulate(part.rows for part in parts))
 
     def read(start: int, stop: int) -> Tensor:
         return torch.cat([part.read(a, b) for part, a, b in _stretches(parts, ends, start, stop)])
+
+    def indices(start: int, stop: int) -> Tensor:
+        stretches = _stretches(parts, ends, start, stop)
+        return torch.cat([part.indices.read(a, b) for part, a, b in stretches if part.indices])
 
     def grid(start: int, stop: int) -> Tensor:
         return torch.cat([part.grid(a, b) for part, a, b in _stretches(parts, ends, start, stop) if part.grid])
@@ -84,6 +91,7 @@ def joined(parts: list[Saved], documents: bool | None) -> Saved:
         grid=None if first.grid is None else grid,
         starts=starts,
         arrays=tuple(array for part in parts for array in part.arrays),
+        indices=None if first.indices is None else replace(first.indices, read=indices),
     )
 
 

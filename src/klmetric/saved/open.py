@@ -1,6 +1,6 @@
 """From a path to what is saved there. A new format is a file in `formats`, and a line here in FORMATS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +18,7 @@ from klmetric.saved.formats.torch import open_torch
 from klmetric.saved.joined import in_order, joined
 from klmetric.saved.names import RECORDING, listed, natural, suffix_of
 from klmetric.saved.shards import files_of
+from klmetric.saved.topk import check_no_indices, paired
 
 # What opens a file of each kind: as the one array that it holds, or as several that have names. A library that may be
 # missing is imported when a file is opened.
@@ -75,23 +76,60 @@ def _arrays_of(path: Path, choice: Choice, in_folder: bool) -> list[Saved]:
         raise InputError(f"A file must hold an array. Got {path}, which is empty. Was it written to the end?")
     with as_bad_input(path, kind):
         found = FORMATS[kind](path, choice)
-        if isinstance(found, Saved):
-            opened = [("", found)]
-        else:
-            opened = [(name, opens()) for name, opens in _chosen(found, choice.key, path, in_folder)]
+        opened = [("", found)] if isinstance(found, Saved) else _chosen(found, choice, path, in_folder)
+
+    def guarded(saved: Saved) -> Saved:
+        return replace(saved, read=_guarded(saved.read, path, kind))
+
     return [
         replace(
-            saved,
+            guarded(saved),
             name=f"{path}[{name}]" if name else str(path),
-            read=_guarded(saved.read, path, kind),
             arrays=((file.st_dev, file.st_ino, name),),
+            indices=None if saved.indices is None else guarded(saved.indices),
         )
         for name, saved in opened
     ]
 
 
-def _chosen(arrays: Arrays, key: str | None, path: Path, in_folder: bool) -> Arrays:
-    by_name = dict(arrays)
+def _chosen(arrays: Arrays, choice: Choice, path: Path, in_folder: bool) -> list[tuple[str, Saved]]:
+    """The arrays that are chosen of a file, each with the numbers of its classes if it is top-k."""
+    asked, named = _indices_in(arrays, choice, path)
+    rest = [(name, opens) for name, opens in arrays if name not in dict(named)]
+    chosen = _matching(rest, choice, path, in_folder)
+    if asked is None:
+        if len(chosen) < len(rest) and choice.is_checked:
+            check_no_indices(path, rest, dict(chosen))
+        return [(name, opens()) for name, opens in chosen]
+    if len(named) != len(chosen):
+        raise InputError(
+            f"--indices must match an array for each one of values. Got {listed(dict(named))} for"
+            f" {listed(dict(chosen))} in {path}. Choose both: --key 'values.*' --indices 'ids.*'."
+        )
+    pairs = zip(chosen, named, strict=True)
+    return [
+        (name, paired(replace(opens(), name=f"{path}[{name}]"), replace(ids(), name=f"{path}[{other}]"), asked))
+        for (name, opens), (other, ids) in pairs
+    ]
+
+
+def _indices_in(arrays: Arrays, choice: Choice, path: Path) -> tuple[str | None, Arrays]:
+    """The name or pattern of `--indices` of which the file has arrays, and these in their order."""
+    found = {asked: _fitting(arrays, asked) for asked in choice.indices}
+    there = [(asked, fitting) for asked, fitting in found.items() if fitting]
+    if len(there) > 1:
+        raise InputError(f"One of --indices must be in a file. Got {listed(asked for asked, _ in there)} in {path}.")
+    return there[0] if there else (None, [])
+
+
+def _fitting(arrays: Iterable[tuple[str, Callable[[], Saved]]], pattern: str | None) -> Arrays:
+    fitting = [pair for pair in arrays if pattern is None or fnmatchcase(pair[0], pattern)]
+    return sorted(fitting, key=lambda pair: natural(pair[0]))
+
+
+def _matching(arrays: Arrays, choice: Choice, path: Path, in_folder: bool) -> Arrays:
+    """Those that `--key` names."""
+    by_name, key = dict(arrays), choice.key
     if len(by_name) < len(arrays):
         names = [name for name, _ in arrays]
         doubled = next(name for name in names if names.count(name) > 1)
@@ -99,11 +137,13 @@ def _chosen(arrays: Arrays, key: str | None, path: Path, in_folder: bool) -> Arr
             f"Arrays must have names of their own. Got two that read {doubled!r} in {path}. Save one under another."
         )
     if key is None and len(arrays) != 1:
+        if choice.is_checked:
+            check_no_indices(path, arrays, by_name)
         raise InputError(f"`--key` must say which array to take. Got {path} with {listed(by_name)}.")
-    chosen = sorted((name for name in by_name if key is None or fnmatchcase(name, key)), key=natural)
+    chosen = _fitting(arrays, key)
     if not chosen and not in_folder:  # where another shard may have it
         raise InputError(f"`--key` must match an array. Got {key!r}, and {path} has {listed(by_name)}.")
-    return [(name, by_name[name]) for name in chosen]
+    return chosen
 
 
 def _guarded(read: Callable[[int, int], Tensor], path: Path, kind: str) -> Callable[[int, int], Tensor]:

@@ -41,23 +41,34 @@ def in_the_order_of(ids: Array, saved: Saved) -> Saved:
     starts = np.concatenate([[0], lengths.cumsum()])
     rows = np.repeat(before - starts[:-1], lengths) + np.arange(starts[-1])
     starts_if_uneven = None if saved.starts is None else starts
-    return replace(saved, read=_at_random(saved, rows), ids=ids, is_sequential=True, starts=starts_if_uneven)
+    indices = saved.indices
+    return replace(
+        saved,
+        read=_at_random(saved, saved, rows),
+        ids=ids,
+        is_sequential=True,
+        starts=starts_if_uneven,
+        indices=None if indices is None else replace(indices, read=_at_random(indices, saved, rows)),
+    )
 
 
-def _at_random(saved: Saved, order: Array) -> Callable[[int, int], Tensor]:
-    """Rows in another order. A table is read from its beginning only, so it is kept in a temporary file."""
+def _at_random(array: Saved, saved: Saved, order: Array) -> Callable[[int, int], Tensor]:
+    """Rows of an array of what is saved, in another order. It is kept in a temporary file.
+
+    (A table is read from its beginning only.)
+    """
     kept: Array | None = None
-    step = max(1, 2**22 // saved.classes)
+    step = max(1, 2**22 // saved.width)
 
     def read(start: int, stop: int) -> Tensor:
         nonlocal kept
         if kept is None:
             with TemporaryFile() as file:  # which is there as long as it is mapped
                 for begin in range(0, saved.rows, step):
-                    saved.read(begin, min(begin + step, saved.rows)).numpy().tofile(file)
+                    array.read(begin, min(begin + step, saved.rows)).numpy().tofile(file)
                 file.flush()
-                dtype = np.dtype(str(saved.dtype).removeprefix("torch."))
-                kept = np.memmap(file, dtype, "r", shape=(saved.rows, saved.classes))
+                dtype = np.dtype(str(array.dtype).removeprefix("torch."))
+                kept = np.memmap(file, dtype, "r", shape=(saved.rows, saved.width))
         return torch.from_numpy(kept[order[start:stop]])
 
     return read

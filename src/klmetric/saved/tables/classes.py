@@ -1,6 +1,6 @@
 """Which columns of a table are the classes: by names and kinds, and by values where these say too little."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +17,22 @@ from klmetric.saved.tables.table import Table
 ROWS = 100
 
 
-def classes_of(table: Table, choice: Choice, first_rows: Callable[[list[str], int], Array]) -> dict[str, str]:
+def classes_of(
+    table: Table, choice: Choice, first_rows: Callable[[list[str], int], Array], others: Collection[str | None]
+) -> dict[str, str]:
     """The columns of the classes by what names them, or the one that holds lists of them.
 
     Args:
         table: that has them.
         choice: what was said of them.
         first_rows: gives so many rows of some columns.
+        others: columns that have something else, as ids.
 
     Raises:
         InputError: if they are not there, or are not clear.
     """
     path = table.path
-    names = [name for name in table.schema.names if name != choice.id]
+    names = [name for name in table.schema.names if name not in others]
     if choice.columns is not None:
         columns = named(choice.columns, names, path)
         chosen = list(columns.values())

@@ -27,3 +27,10 @@ def is_of_lists(kind: Any, of: Callable[[Any], bool]) -> bool:
         return of(kind.value_type)
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return is_list and (of(kind.value_type) or is_of_lists(kind.value_type, of))
+
+
+def number_in(kind: Any) -> Any:
+    """The type of the numbers in lists, or in lists of these."""
+    while not is_number_or_bool(kind):
+        kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) and not is_tensor(kind) else kind.value_type
+    return kind

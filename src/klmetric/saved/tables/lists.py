@@ -1,5 +1,6 @@
 """Columns of lists, and of lists of lists, as arrays."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,35 @@ def of_lists(array: Any, name: str, path: Path) -> Array:
                 f"Every row must have the same classes. Got lists of {lengths.min()} and {lengths.max()} numbers in"
                 f" column {name!r} of {path}."
             )
+
+
+def padded(array: Any, name: str, path: Path, width: int, value: float) -> Array:
+    """Lists of numbers, or lists of these, one below the other: as rows of so many numbers, filled up with a value."""
+    if is_tensor(array.type):
+        return array.to_numpy_ndarray().reshape(-1, width)  # type: ignore[no-any-return]
+    *_, (lengths, numbers) = levels(array, name, path)
+    if numbers.null_count and not pa.types.is_floating(numbers.type):
+        raise InputError(f"The numbers of classes must be there. Got one missing in column {name!r} of {path}.")
+    flat = numbers.to_numpy(zero_copy_only=False)
+    rows = np.full((len(lengths), width), value, flat.dtype)
+    rows[np.arange(width) < lengths[:, None]] = flat
+    return rows
+
+
+def levels(array: Any, name: str, path: Path) -> Iterator[tuple[Array, Any]]:
+    """From the outer lists to the inner ones: how long they are, and what is in them."""
+    if is_tensor(array.type):
+        count = len(array)
+        for size in array.type.shape:
+            yield np.full(count, size), array
+            count *= size
+        return
+    while pa.types.is_nested(array.type) or isinstance(array, pa.ExtensionArray):
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+            continue
+        lengths, array = lengths_of(array, name, path), array.flatten()
+        yield lengths, array
 
 
 def lengths_of(array: Any, name: str, path: Path) -> Array:

@@ -15,6 +15,7 @@ from klmetric.saved.tables.columns import described
 from klmetric.saved.tables.files import look_at
 from klmetric.saved.tables.kinds import is_number_or_bool
 from klmetric.saved.tables.reading import Reader, first_rows, rows_in, shape_of_lists, values_of
+from klmetric.saved.tables.topk import check_no_indices, indices_in, with_indices
 
 
 def predictions_in(path: Path, choice: Choice) -> Saved:
@@ -29,17 +30,20 @@ def predictions_in(path: Path, choice: Choice) -> Saved:
         if not choice.needs_id:
             return predictions_in(path, replace(choice, id=None))
         raise InputError(f"`--id` must be a column. Got {choice.id!r}, and {path} has {listed(names)}.")
-    columns = classes_of(table, choice, partial(first_rows, table))
+    indices = indices_in(table, choice)
+    columns = classes_of(table, choice, partial(first_rows, table), {choice.id, indices})
     taken = list(columns.values())
     ids = None if choice.id is None else values_of(table, choice.id)
     rows = rows_in(table, taken[0]) if ids is None else len(ids)
     shape: tuple[int, ...] = (rows, len(taken))
     dtype, starts = torch.float64, None
     are_lists = len(taken) == 1 and not is_number_or_bool(table.kind(taken[0]))
-    if are_lists:
+    if are_lists and indices is None:
+        if choice.is_checked:
+            check_no_indices(table, taken[0])
         shape, dtype, starts = shape_of_lists(table, taken[0], rows)
     source = f"the lists in {taken[0]}" if are_lists else described(taken)
-    return Saved(
+    saved = Saved(
         str(path),
         shape,
         dtype,
@@ -50,8 +54,9 @@ def predictions_in(path: Path, choice: Choice) -> Saved:
         others={
             name: partial(values_of, table, name)
             for name in names
-            if name not in {*taken, choice.id} and not pa.types.is_nested(table.kind(name))
+            if name not in {*taken, choice.id, indices} and not pa.types.is_nested(table.kind(name))
         },
         is_sequential=True,
         starts=starts,
     )
+    return saved if indices is None else with_indices(table, choice, saved, taken, indices)

@@ -12,7 +12,7 @@ from torch import Tensor
 from klmetric.saved.array import Array
 from klmetric.saved.errors import InputError
 from klmetric.saved.tables.kinds import is_number, is_number_or_bool
-from klmetric.saved.tables.lists import lengths_of, of_lists
+from klmetric.saved.tables.lists import lengths_of, of_lists, padded
 from klmetric.saved.tables.table import Table
 
 # Numbers of a table that are held at once.
@@ -29,6 +29,13 @@ def arrays(table: Table, columns: list[str], rows: int) -> Iterator[Array]:
         else:
             parts = [batch.column(name).cast(pa.float64()) for name in columns]
             yield np.column_stack([part.to_numpy(zero_copy_only=False) for part in parts])
+
+
+def padded_lists(table: Table, name: str, rows: int, width: int, value: float) -> Iterator[Array]:
+    """Batches of a column of lists as arrays of (rows, width), filled up with a value."""
+    for batch in table.batches([name], rows, True):
+        if batch.num_rows:
+            yield padded(batch.column(name), name, table.path, width, value)
 
 
 def first_rows(table: Table, columns: list[str], most: int) -> Array:
@@ -92,11 +99,16 @@ def shape_of_lists(table: Table, name: str, rows: int) -> tuple[tuple[int, ...],
 class Reader:
     """Gives stretches of rows, one after the other; it starts over to go back."""
 
-    def __init__(self, table: Table, columns: list[str], shape: tuple[int, ...], are_even: bool) -> None:
-        """Of an array of this shape; where its samples are not even, they may have fewer positions."""
-        self.table, self.columns = table, columns
+    def __init__(
+        self, table: Table, columns: list[str], shape: tuple[int, ...], are_even: bool, padding: float | None = None
+    ) -> None:
+        """Of an array of this shape; where its samples are not even, they may have fewer positions.
+
+        With `padding`, rows may have fewer numbers, too, and are filled up with it.
+        """
+        self.table, self.columns, self.padding = table, columns, padding
         self.at_once = max(1, NUMBERS // max(1, prod(shape[1:])))
-        self.shape = shape[1:] if are_even else shape[-1:]
+        self.shape = shape[1:] if are_even and padding is None else shape[-1:]
         self.at = 0
         self.rest = np.empty((0, shape[-1]))
         self.batches: Iterator[Array] = iter(())
@@ -105,7 +117,7 @@ class Reader:
     def read(self, start: int, stop: int) -> Tensor:
         """The rows from one number to another."""
         if not self.is_open or start < self.at:
-            self.batches, self.is_open = arrays(self.table, self.columns, self.at_once), True
+            self.batches, self.is_open = self._arrays(), True
             self.at, self.rest = 0, self.rest[:0]
         taken = []
         while self.at < stop:
@@ -119,6 +131,11 @@ class Reader:
             self.rest = self.rest[skipped + len(part) :]
         # A copy: Arrow's memory cannot be written to, of which torch warns.
         return torch.from_numpy(np.concatenate(taken) if taken else np.empty_like(self.rest[:0]))
+
+    def _arrays(self) -> Iterator[Array]:
+        if self.padding is None:
+            return arrays(self.table, self.columns, self.at_once)
+        return padded_lists(self.table, self.columns[0], self.at_once, self.shape[-1], self.padding)
 
     def _rows(self, batch: Array) -> Array:
         if batch.shape[-len(self.shape) :] != self.shape:
