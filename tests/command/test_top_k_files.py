@@ -21,7 +21,11 @@ from processes import free_port
 from safetensors.torch import save_file
 
 from klmetric.command import measure
-from klmetric.saved.tables import reading, topk
+from klmetric.saved import topk
+from klmetric.saved.array import Choice
+from klmetric.saved.open import open_saved
+from klmetric.saved.tables import reading
+from klmetric.saved.tables import topk as lists_topk
 
 SAMPLES, POSITIONS, CLASSES, K = 20, 6, 50, 8
 RNG = np.random.default_rng(0)
@@ -310,8 +314,27 @@ class TestFormats:
 
     def test_probabilities(self, files, tmp_path):
         np.savez(tmp_path / "p.npz", probs=np.exp(VALUES.astype(np.float64)), ids=IDS)
-        report = report_of(tmp_path / "p.npz", files / "student.npy", "--indices", "ids", formats="probs,logits")
-        assert report["models"][0]["at_least"]["value"] == pytest.approx(LEAST.mean(), rel=2e-6)
+        both = (tmp_path / "p.npz", files / "student.npy", "--indices", "ids", "--worst", 1)
+        (model,) = report_of(*both, formats="probs,logits")["models"]
+        agree(model, LEAST, most=MOST, mass=MASS)
+        (row,) = model["worst"]
+        shown = [one["probability"] for one in row["reference"]]
+        assert shown == pytest.approx(np.exp(VALUES[row["sample"], row["position"], :5]), rel=1e-6)
+
+    def test_a_format_for_each_file(self, files, tmp_path):
+        """Also where all are in full."""
+        np.save(tmp_path / "probs.npy", np.exp(in_full(NEAR)))
+        paths = (files / "full.npy", files / "student.npy", tmp_path / "probs.npy")
+        report = report_of(*paths, formats="logits,logits,probs")
+        means = {model["name"]: model["mean"] for model in report["models"]}
+        assert means["student"] == pytest.approx(exact(P).mean(), rel=1e-6)
+        assert means["probs"] == pytest.approx(exact(P, NEAR).mean(), rel=1e-6)
+
+    def test_one_class_of_each_row(self, files, tmp_path):
+        np.savez(tmp_path / "p.npz", v=VALUES[..., :1], ids=IDS[..., :1])
+        (model,) = report_of(tmp_path / "p.npz", files / "student.npy", "--indices", "ids", formats=FORMATS)["models"]
+        known = known_of(IDS[..., :1])
+        agree(model, at_least(LOG_P, LOG_Q, known), most=at_most(LOG_P, LOG_Q, known))
 
     def test_names_that_differ(self, files, tmp_path):
         values, ids = top(Q, 5)
@@ -334,6 +357,18 @@ class TestFormats:
         agree(report["models"][0], at_least(LOG_P, LOG_Q, KNOWN & known_of(top(Q)[1])))
         error = run(paths["p"], paths["q"], *named[:2], *named[4:], formats="log_probs", code=2).stderr
         assert "--indices must belong to one file of its shape" in error
+
+    def test_what_is_read_in_order_is_read_by_one_thread(self, files, tmp_path):
+        for name, x in (("values", VALUES), ("ids", IDS)):
+            np.save(tmp_path / f"{name}.npy", x)
+            np.savez_compressed(tmp_path / f"{name}.npz", x)
+        for kinds in ((".npy", ".npz"), (".npz", ".npy"), (".npy", ".npy")):
+            paths = [tmp_path / f"{name}{kind}" for name, kind in zip(("values", "ids"), kinds, strict=True)]
+            values, indices = (open_saved(path, Choice()) for path in paths)
+            (saved,) = topk.beside([values], [("ids", indices)])
+            assert saved.is_sequential == (".npz" in kinds)
+            report = report_of(paths[0], files / "student.npy", "--indices", paths[1], formats=FORMATS)
+            agree(report["models"][0], LEAST, most=MOST, mass=MASS)
 
 
 class TestBounds:
@@ -677,7 +712,8 @@ class TestErrors:
     def test_what_is_no_number_of_a_class_is_not_asked_about(self, tmp_path):
         one_hot = np.eye(CLASSES, dtype=int)[P.argmax(-1)]
         np.savez(tmp_path / "q.npz", logits=Q)
-        for beside in (one_hot, np.argsort(P, -1), one_hot > 0, np.arange(SAMPLES)):
+        labels, floats = RNG.integers(0, 99, P.shape), np.broadcast_to(100.0 * np.arange(CLASSES), P.shape)
+        for beside in (one_hot, np.argsort(P, -1), one_hot > 0, np.arange(SAMPLES), labels, floats):
             np.savez(tmp_path / "p.npz", logits=P, other=beside)
             (model,) = report_of(tmp_path / "p.npz", tmp_path / "q.npz", "--key", "logits")["models"]
             assert model["mean"] == pytest.approx(exact(P).mean(), rel=1e-6)
@@ -866,16 +902,14 @@ class TestMemory:
         path, options = save(tmp_path, ".parquet", np.tile(VALUES, (30, 1, 1)), np.tile(IDS, (30, 1, 1)))
         np.save(tmp_path / "q.npy", np.tile(Q, (30, 1, 1)))
         monkeypatch.setattr(reading, "NUMBERS", 500)
-        monkeypatch.setattr(topk, "NUMBERS", 500)
-        longest = []
-        for module in (reading, topk):
-            padded, levels = module.padded, topk.levels
-            monkeypatch.setattr(module, "padded", lambda x, *a, f=padded: longest.append(len(x)) or f(x, *a))
-        monkeypatch.setattr(topk, "levels", lambda x, *a: longest.append(len(x)) or levels(x, *a))
+        monkeypatch.setattr(lists_topk, "NUMBERS", 500)
+        longest, levels, padded = [], lists_topk.levels, reading.padded
+        monkeypatch.setattr(lists_topk, "levels", lambda x, *a: longest.append(len(x)) or levels(x, *a))
+        monkeypatch.setattr(reading, "padded", lambda x, *a: longest.append(len(x)) or padded(x, *a))
         (model,) = report_of(path, tmp_path / "q.npy", *options, formats=FORMATS)["models"]
         assert model["mean"] == pytest.approx(LEAST.mean(), rel=2e-6)
         assert len(longest) > 100
-        assert max(longest) <= 16
+        assert max(longest) <= 500 // (POSITIONS * K)
 
     def test_batches_are_of_the_widest_file(self, files, monkeypatch):
         """The values of a teacher are few, but not the logits that they are compared with."""
