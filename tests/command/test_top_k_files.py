@@ -484,8 +484,11 @@ class TestBounds:
         (model,) = report_of(*both, "--sampled", formats=FORMATS)["models"]
         known = known_of(ids)
         agree(model, at_least(LOG_P, LOG_Q, known), most=at_most(LOG_P, LOG_Q, known, drawn))
-        (other,) = report_of(*both, formats=FORMATS)["models"]
+        error = " ".join(run(*both, formats=FORMATS, code=2).stderr.split())
+        assert "Is the first column a drawn token, as vLLM saves it? Then say --sampled; if not, --no-check." in error
+        (other,) = report_of(*both, "--no-check", formats=FORMATS)["models"]
         assert other["at_most"]["value"] == "Infinity"  # the others have more than it can be
+        run(*both, "--direction", "reverse", formats=FORMATS)  # where there is no upper bound
 
     def test_a_floor(self, files, tmp_path):
         values, ids = top(P + 1e-3 * RNG.normal(size=P.shape))
@@ -563,7 +566,8 @@ class TestWorst:
                 is_known = CLASSES - 1 in ids
                 assert (row["target"][side] is not None) == is_known
         printed = run(*both, "--targets", tmp_path / "targets.npy", formats="log_probs").stdout
-        assert "not known" in printed
+        assert "p not known" in printed
+        assert "q not known" in printed
 
     def test_few_that_are_known(self, tmp_path, files):
         np.savez(tmp_path / "p.npz", v=VALUES[..., :2], ids=IDS[..., :2])
@@ -676,8 +680,8 @@ class TestLimits:
             ),
             ("jensen_shannon", [], "A limit of jensen_shannon needs files that have all classes. Got none."),
             ("perplexity.ratio", [], "A limit of perplexity needs files that have all classes. Got none."),
-            ("tail_mass.p101", [], "A limit must be of mean"),
-            ("at_most.p50", [], "A limit must be of mean"),
+            ("tail_mass.p101", [], "Got 'tail_mass.p101'. Did you mean 'tail_mass'?"),
+            ("at_most.p50", [], "Got 'at_most.p50'. Did you mean 'at_most'?"),
         ],
     )
     def test_of_what_there_is_not(self, files, key, extra, message):
@@ -747,7 +751,7 @@ class TestErrors:
                 ["--indices", "tokens"],
                 "--indices must name an array, a column or a file. Got 'tokens', which is no file",
             ),
-            (["--indices", "nowhere.npy"], "--indices: There must be a file or a folder at nowhere.npy. Got nothing."),
+            (["--indices", "nowhere.npy"], "--indices: nowhere.npy does not exist."),
             (["--classes", 51], "--classes must be no more than every file has. Got 51"),
             (["--classes", 40], "--indices must be classes, from 0 to 39, or negative for padding. Got 4"),
             (["--indices", "log_probs"], "One of --indices must be in a file. Got ids, log_probs in"),

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from klmetric.command.comparison import Task, as_said
-from klmetric.command.top_k import check_format_of_top_k
+from klmetric.command.top_k import check_format_of_top_k, check_likeliest
 from klmetric.command.top_k import looks_like as top_k_looks_like
 from klmetric.options import Options
 from klmetric.rows.invalid import fault
@@ -140,6 +140,8 @@ def check_format(task: Task, place: int, x: Tensor | TopK) -> None:
     if isinstance(x, TopK):
         other = ("probs", "probabilities") if its_format == "log_probs" else ("log_probs", "log-probabilities")
         check_format_of_top_k(saved, x, better(other[0]), other[1])
+        if place == 0 and "at_most" in task.fields:
+            check_likeliest(saved, x)
         return
     x = x.double()
     x = x[~x.isnan().any(-1)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from klmetric.options import Format
+from klmetric.rows.looks import doubt_of_top
 from klmetric.rows.topk import TopK
 from klmetric.saved.array import Saved
 from klmetric.saved.errors import InputError
@@ -95,6 +96,17 @@ def check_format_of_top_k(saved: Saved, x: TopK, better: str, other: str) -> Non
             f"The top k should leave something to the other classes. Got rows in {saved.name} that all add up to 1."
             " Were they normalised over the k? Then their own probabilities are lost: save log_softmax(-1) of all"
             " classes, and the top k of that. If the others have nothing indeed, say --no-check."
+        )
+
+
+def check_likeliest(saved: Saved, x: TopK) -> None:
+    """Ask where what is known of the reference is not the likeliest, on which the upper bound rests."""
+    doubt = doubt_of_top(x, torch.zeros(x.shape[:-1], dtype=torch.bool))
+    if doubt is not None and bool(doubt.are_true.any()):
+        raise InputError(
+            f"The top k of the reference should be the likeliest classes. Got rows in {saved.name} where others must be"
+            " likelier, or the first is not in its order. Is the first column a drawn token, as vLLM saves it? Then say"
+            " --sampled; if not, --no-check."
         )
 
 
