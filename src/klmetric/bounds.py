@@ -1,4 +1,4 @@
-"""`kl_divergence_bounds`: between what the divergence of one batch is where not all classes are known."""
+"""`kl_divergence_bounds`: a lower and an upper bound of the divergence where not all classes are known."""
 
 from typing import NamedTuple
 
@@ -41,22 +41,22 @@ def kl_divergence_bounds(
     nan_strategy: NanStrategy = "propagate",
     weight: Tensor | None = None,
 ) -> Bounds:
-    r"""Between what KL(p‖q) is, where of p the k likeliest classes are known and q is in full.
+    r"""Lower and upper bound on KL(p‖q) when only the top k of p are known.
 
-    With S the known classes, t and u what p and q have outside of them,
+    With S the known classes, and t and u the probability of all others in p and in q,
 
     .. math:: \sum_{c \in S} p_c \log\frac{p_c}{q_c} + t \log\frac{t}{u} \; \le \; KL(p \| q) \; \le \;
        \sum_{c \in S} p_c \log\frac{p_c}{q_c} + \sum_{c \notin S} v_c \log\frac{v_c}{q_c}
 
-    The lower bound is KL of the distributions in which all other classes are one: merging classes never makes a
-    divergence larger. It is the divergence itself where p and q are proportional out there. For the upper one, no class
-    out there has more than the least of the k likeliest. KL is convex in p, so it is largest at a vertex of what that
-    allows: v gives as much as it can to the classes for which q is smallest, and to the next what is left of t.
+    The lower bound takes all other classes as one: merging classes never makes a divergence larger. It is the
+    divergence itself where p and q are proportional on those classes. For the upper bound, none of them has more than
+    the least of the k likeliest. KL is convex in p, so it is largest at a vertex of what that allows: v fills the
+    classes with the smallest q up to that limit, until t is used up.
 
     Args:
         p: the reference, a `TopK` (or a tensor, of which the divergence is known).
-        q: the approximation, a tensor of all classes, shape (N, ..., classes). With a `TopK` there is no upper bound,
-            and `at_most` is infinite: a class that it does not show may have next to nothing.
+        q: the approximation, a tensor of all classes, shape (N, ..., classes). If q is a `TopK`, `at_most` is infinite:
+            a class that it does not show may have next to no probability.
         reduction: see `klmetric.kl_divergence`, and so are input_format, dim, classes, base, nan_strategy, weight.
         input_format: likewise, of tensors.
         dim: likewise.

@@ -20,7 +20,7 @@ from klmetric.totals.drawn import ESTIMATORS, UNITS, Estimator, Unit
 
 
 class KLDivergenceEstimate(Accumulator):
-    r"""An estimate of KL(p‖q) from samples: the log-probabilities of the same drawn tokens under p and under q.
+    r"""An estimate of KL(p‖q) from drawn tokens: their log-probabilities under p and under q.
 
     This is what reinforcement learning logs as "kl": p is the policy, which has drawn the tokens, and q the reference.
     With r = q(x) / p(x) for each drawn token x, the estimate is the mean of
@@ -46,7 +46,8 @@ class KLDivergenceEstimate(Accumulator):
       Survey Sampling, 1965: their number over the design effect.)
     - `mismatch`: how far k3 is from k1, in standard errors of their difference, which is the mean of r - 1. Beyond some
       ±3, the tokens were not drawn from p (another temperature or top-p, an older policy, a text of others), or q can
-      draw what p cannot, or there are too few for k3.
+      draw what p cannot, or there are too few for k3. A small mismatch proves nothing: with a sampler at another
+      temperature it may stay near 0, and the estimate be wrong.
     - `tokens` and `sequences`: those that count, of weight above 0. `infinite`: tokens of which k3 is +inf, as q gives
       them no probability. `invalid`: tokens of weight above 0 that cannot have been drawn (log p is -inf), or where one
       of the two is NaN or +inf; with any, and `nan_strategy="propagate"`, every value but the counts is NaN.

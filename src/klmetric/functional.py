@@ -48,7 +48,7 @@ def kl_divergence(
     Args:
         p: the reference (data, teacher), shape (N, ..., classes), where a lone (classes,) is one row; or a
             `torch.distributions.Distribution`, one row per batch element; or a `klmetric.Head`, which makes logits;
-            or a `klmetric.TopK`, of which not all classes are known: the divergence is at least what comes then.
+            or a `klmetric.TopK`, of which not all classes are known: the value is then a lower bound.
         q: the approximation (prediction, student), like `p`.
         log_prob: True is the old spelling of `input_format="log_probs"`.
         reduction: `"mean"` over rows, weighted; `"sum"`; `"batchmean"`, the sum over the number of samples (the length
@@ -60,6 +60,8 @@ def kl_divergence(
         direction: `"forward"` KL(p‖q), `"reverse"` KL(q‖p), `"jeffreys"` their sum, `"jensen_shannon"` the mean of
             KL(p‖m) and KL(q‖m) with m = (p + q)/2, at most log 2.
         temperature: divides the logits and log-probabilities of both; probabilities go to the power 1/temperature.
+            The value is not multiplied by temperature². As a distillation loss, multiply it (Hinton, Vinyals, Dean:
+            Distilling the Knowledge in a Neural Network, 2015).
         base: of the logarithm; None for e.
         eps: floor under the probabilities of the approximation (q, p where the direction is reversed, both for
             Jensen-Shannon), which are normalised again afterwards. 0 leaves them alone.
@@ -77,7 +79,8 @@ def kl_divergence(
 
     Returns:
         A scalar in nats (or the unit of `base`), float64 for float64 input and float32 otherwise. With
-        `reduction="none"` the batch shape, not scaled by `weight`; rows of weight 0 and ignored rows are 0.
+        `reduction="none"` the batch shape, not scaled by `weight`; rows of weight 0 and ignored rows are 0. It is +inf
+        where q gives no probability to a class that p has.
 
     Raises:
         TypeError: for an input of the wrong kind (integers, a tensor with a distribution, a pair of distributions

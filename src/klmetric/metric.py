@@ -38,6 +38,8 @@ class KLDivergence(Accumulator):
         direction: `"forward"` KL(p‖q), `"reverse"` KL(q‖p), `"jeffreys"` their sum, `"jensen_shannon"` the mean of
             KL(p‖m) and KL(q‖m) with m = (p + q)/2, at most log 2.
         temperature: divides the logits and log-probabilities of both; probabilities go to the power 1/temperature.
+            The value is not multiplied by temperature². As a distillation loss, multiply it (Hinton, Vinyals, Dean:
+            Distilling the Knowledge in a Neural Network, 2015).
         base: of the logarithm; None for e.
         eps: floor under the probabilities of the approximation, normalised again afterwards; 0 leaves them alone.
         nan_strategy: `"propagate"`, `"ignore"` or `"error"`: what rows that are no distributions do.

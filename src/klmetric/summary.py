@@ -74,10 +74,11 @@ class KLDivergenceSummary(Accumulator):
       log-probabilities of the targets, and `delta_p_mean` and `delta_p_rms` of what q gives a target more than p. Each
       with its standard error.
 
-    - with `bounds=True`, for a `klmetric.TopK`: `at_least`, which is the mean, and `at_most`, between which KL(p‖q) of
-      all classes is (`klmetric.kl_divergence_bounds`); and `tail_mass`, how much p has (q, if p is in full) in the
-      classes that are not known: its mean, with the quantiles as `tail_mass_p50` and so on, and `tail_mass_max`.
-      `at_most` and `tail_mass` have standard errors.
+    - with `bounds=True`, for a `klmetric.TopK`: `at_least` and `at_most`, bounds on KL(p‖q) over all classes
+      (`klmetric.kl_divergence_bounds`). `at_least` is the same number as `mean`; `max` and the quantiles are of
+      lower bounds, too. `tail_mass` is the probability of the classes that are not known, in p (in q, if p is in full):
+      its mean, with the quantiles as `tail_mass_p50` and so on, and `tail_mass_max`. `at_most` and `tail_mass` have
+      standard errors.
 
     `summary["p99"]` is one of these values as a metric of its own, for what wants a single number: arithmetic and
     torchmetrics' wrappers (`MetricTracker`, `MinMaxMetric`, `BootStrapper`...).

@@ -99,6 +99,12 @@ def test_values_that_are_not_the_likeliest_have_no_upper_bound():
         assert kl_divergence_bounds(TopK(*of, 4, "probs"), q).at_most == math.inf
 
 
+def test_a_line_says_what_it_is():
+    top = logits(4, 3, 9).log_softmax(-1).topk(2)
+    assert repr(TopK(*top, 9)) == "TopK(2 classes of each row, of shape (4, 3, 9), log_probs, torch.float32, cpu)"
+    assert "of shape (4, 3, 9), probs, sampled, torch" in repr(TopK(*top, 9, "probs", sampled=True))
+
+
 def test_a_drawn_token_is_none_of_the_likeliest():
     p = torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]], dtype=torch.float64)
     q = torch.tensor([[0.5, 0.2, 0.26, 0.03, 0.01]], dtype=torch.float64)

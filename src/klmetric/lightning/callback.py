@@ -190,7 +190,8 @@ class KLDivergenceCallback(Callback):
         if not self.history:
             raise RuntimeError(
                 f"There must be a logged value to draw. Got none: no epoch of the stages {self.stages} has ended yet."
-                " Did the Trainer run one of them, with this callback, in this process?"
+                " Did the Trainer run one of them, with this callback, in this process? (Under ddp_spawn and"
+                " ddp_notebook the history ends with the processes: read it from a checkpoint or from the logger.)"
             )
         logged = history.names(self.history)
         if names is None:

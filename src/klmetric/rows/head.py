@@ -1,4 +1,4 @@
-"""`Head`: logits that are not there yet, but are made of hidden states as they are measured, block by block."""
+"""`Head`: logits that are made of hidden states block by block, while they are measured."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -27,9 +27,9 @@ OfBlock: TypeAlias = Callable[[Any, Any, Tensor | None], Rows]
 
 
 class Head:
-    """Hidden states and the head that makes logits of them, in place of these logits, which are never all there.
+    """Hidden states and the head of a model, in the place of its logits, which are never held in memory all at once.
 
-    They are made in blocks of rows of 64 MiB and measured block by block, so that memory does not grow with the rows:
+    Logits are made and measured in blocks of rows of 64 MiB, so that memory does not grow with the rows:
 
         logits = softcap · tanh(scale · (hidden · weightᵀ + bias) / softcap)
 

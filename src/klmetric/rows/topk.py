@@ -1,4 +1,4 @@
-"""`TopK`: rows of which only the likeliest classes are known, as inference engines and API servers return them."""
+"""`TopK`: rows of which only the top k classes are known, as inference engines and API servers return them."""
 
 import math
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from klmetric.options import Format, Options, as_int, check_choice
 from klmetric.rows.tensors import DTYPES, EXCESS, check_axis, check_data, check_one, check_storage, first_classes
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TopK:
-    """Rows of which k classes are known: their numbers, and the probability of each.
+    """The top k classes of each row, with their probabilities.
 
-    It takes the place of a tensor as `p`, as `q`, or as both. What the other classes have in sum, the tail, is known;
-    how they share it is not. So the divergence that comes of it is **at least** so much: see
-    `klmetric.kl_divergence_bounds`, which has "at most" besides.
+    Give it in the place of a tensor, as `p`, as `q`, or as both. The probability that the other classes share (the
+    tail) is known, but not how they share it. So the divergence is a **lower bound**; `klmetric.kl_divergence_bounds`
+    also gives an upper one.
 
     Args:
         values: the probabilities of the known classes, or their logarithms, shape (N, ..., k), of the whole
@@ -29,8 +29,8 @@ class TopK:
             value: k may differ by row. A class that comes twice counts once; its values must be the same.
         classes: how many classes there are.
         input_format: `"log_probs"` (default) or `"probs"`. Logits are refused: what normalises them is not known.
-        sampled: whether the first column is a drawn token that stands beside the k likeliest classes, as vLLM puts it
-            there. It is known like the others, but of the classes that are not known some may be likelier.
+        sampled: whether the first column is a drawn token, as vLLM puts it before the k likeliest classes. Classes that
+            are not known may be likelier than that token.
 
     A row of which no class is known, whose probabilities add up to more than 1 (by more than a rounding of 0.001, or
     of 8 units in the last place of half precision), or in which a class has two values, is no distribution: see
@@ -58,6 +58,10 @@ class TopK:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    def __repr__(self) -> str:
+        kind = f"{self.input_format}{', sampled' if self.sampled else ''}, {self.dtype}, {self.device}"
+        return f"TopK({self.values.shape[-1]} classes of each row, of shape {tuple(self.shape)}, {kind})"
 
     @property
     def shape(self) -> torch.Size:
