@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -343,6 +344,22 @@ class TestFormats:
         report = report_of(files / "teacher.npz", tmp_path / "q.safetensors", *names, formats="log_probs")
         known = KNOWN & known_of(ids)
         agree(report["models"][0], at_least(LOG_P, LOG_Q, known))
+
+    def test_arrays_that_have_other_names_in_the_models(self, files, tmp_path):
+        np.savez(tmp_path / "p.npz", log_probs=VALUES, ids=IDS, other=np.zeros(3))
+        np.savez(tmp_path / "q.npz", logits=Q, other=np.zeros(3))
+        both = (tmp_path / "p.npz", tmp_path / "q.npz", "--indices", "ids", "--key", "log_probs")
+        shutil.copy(tmp_path / "p.npz", tmp_path / "again.npz")
+        report = report_of(*both, "--key", "logits", "--floor", tmp_path / "again.npz", formats=FORMATS)
+        agree(report["models"][0], LEAST, most=MOST, mass=MASS)
+        assert report["options"]["key"] == ["log_probs", "logits"]
+        assert report["floor"]["mean"] == 0  # of the reference's key
+        error = run(*both, formats=FORMATS, code=2).stderr
+        assert "`--key` must match an array. Got 'log_probs', and" in error
+        np.savez(tmp_path / "all.npz", p=VALUES, q=Q, ids=IDS)
+        both = (tmp_path / "all.npz", tmp_path / "all.npz", "--indices", "ids", "--key", "p", "--key", "q")
+        error = run(*both, "--key", "more", formats=FORMATS, code=2).stderr
+        assert "--key must be given once, or twice: for the reference, and the models." in error
 
     def test_two_files_of_numpy(self, tmp_path):
         """Each file of class numbers goes to the next one of its shape."""

@@ -22,7 +22,7 @@ class Arguments:
 
     paths: list[Path]  # of the reference and the models
     input_format: str | None
-    key: str | None
+    key: list[str] | None
     columns: list[str] | None
     indices: list[str] | None
     sampled: bool
@@ -63,10 +63,9 @@ def check(arguments: Arguments) -> None:
     limits_of(arguments)
     sizes_of(arguments)
     options_of(arguments)
-    if arguments.columns is not None and len(arguments.columns) > 2:
-        raise InputError(
-            f"--columns must be given once, or twice: for the reference, and the models. Got {arguments.columns}."
-        )
+    for twice, given in (("--key", arguments.key), ("--columns", arguments.columns)):
+        if given is not None and len(given) > 2:
+            raise InputError(f"{twice} must be given once, or twice: for the reference, and the models. Got {given}.")
     _check_top_k(arguments)
     if arguments.vocab is not None and not arguments.worst:
         raise InputError("--vocab is the text of the classes of the worst rows. Got it without --worst. Add --worst 5.")

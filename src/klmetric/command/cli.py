@@ -108,7 +108,8 @@ def compare_command(
         ),
     ] = None,
     key: Annotated[
-        str | None, typer.Option(help="The array to take of a file of several; logits.* for a row of them.")
+        list[str] | None,
+        typer.Option(help="The array to take of a file of several; logits.* for a row of them; twice as --columns."),
     ] = None,
     columns: Annotated[
         list[str] | None,

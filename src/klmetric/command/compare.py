@@ -118,7 +118,8 @@ def _more_options(arguments: Arguments) -> dict[str, Any]:
     """What decides a report, besides the options of the metric."""
     of_files = ("key", "columns", "indices", "sampled", "header", "id_column", "documents", "limit")
     names = (*of_files, "mask", "weight", "targets", "groups", "more", "floor")
-    return {name: str(x) if isinstance(x := getattr(arguments, name), Path) else x for name in names}
+    given = {name: str(x) if isinstance(x := getattr(arguments, name), Path) else x for name in names}
+    return {**given, "key": given["key"][0] if given["key"] and len(given["key"]) == 1 else given["key"]}
 
 
 def _status(result: Comparison, failed: list[str]) -> int:

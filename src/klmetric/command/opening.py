@@ -95,11 +95,11 @@ def open_task(arguments: Arguments, limits: dict[str, float]) -> Task:
 
 def _opened(arguments: Arguments) -> list[Saved]:
     """The reference, the models and the floor, each with the numbers of its classes if it is of the top k."""
-    columns = arguments.columns or []
+    keys, columns = arguments.key or [], arguments.columns or []
     named = arguments.indices or []
     files = [name for name in named if suffix_of(Path(name)) in FORMATS or Path(name).is_dir()]
     choice = Choice(
-        arguments.key,
+        next(iter(keys), None),
         next(iter(columns), None),
         arguments.id_column,
         arguments.header,
@@ -109,7 +109,7 @@ def _opened(arguments: Arguments) -> list[Saved]:
     )
     reference = open_saved(arguments.paths[0], choice)
     of_reference = replace(choice, classes=reference.columns)
-    choice = replace(of_reference, columns=next(reversed(columns), None))
+    choice = replace(of_reference, key=next(reversed(keys), None), columns=next(reversed(columns), None))
     every = [reference, *(open_saved(path, choice) for path in arguments.paths[1:])]
     if arguments.floor is not None:
         every.append(open_saved(arguments.floor, of_reference))
