@@ -56,7 +56,7 @@ def main() -> None:
                     name: (setup, (which, input_format, call))
                     for name, which in zip(("ours", "theirs"), both, strict=True)
                 }
-                seconds = contenders.medians(setups, rounds=15, calls=300)
+                seconds = contenders.medians(setups, rounds=9, calls=300)
                 own, other = seconds["ours"], seconds["theirs"]
                 figures.append({"format": input_format, "call": call, "seconds": seconds})
                 cells = [f"{1e6 * own:.0f}", f"{1e6 * other:.0f}", f"{other / own:.2f}"]

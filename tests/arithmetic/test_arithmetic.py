@@ -248,7 +248,9 @@ class TestAccuracy:
 class TestBits:
     @pytest.mark.parametrize("input_format", ["logits", "probs"])
     @pytest.mark.parametrize(
-        "shape", [(5000, 2), (3000, 10), (700, 100), (300, 1000), (19, 32_000), (5, 128_256)], ids=str
+        "shape",
+        [(5000, 2), (4001, 3), (4001, 4), (3000, 10), (700, 100), (300, 1000), (19, 32_000), (5, 128_256)],
+        ids=str,
     )
     def test_a_row_is_the_same_in_any_batch(self, way, shape, input_format):
         n, classes = shape

@@ -34,6 +34,9 @@ TINY = 1e-100
 # Classes that are taken at once: fewer than those from which on torch splits one sum over several threads, in which
 # case a row would depend on whether there are other rows to split.
 WIDTH = 2**14
+# Up to so many classes, rows are turned, so that the classes come one after the other: sums over a short last axis are
+# what torch does slowly.
+FEW = 4
 # Elements that are taken at once: what fits the cache of a processor, so many for each thread; or what keeps an
 # accelerator busy. Up to twenty copies of them are alive, of 8 bytes each.
 OF_A_THREAD, MOST = 2**15, 2**18
@@ -54,7 +57,10 @@ def plain_in_blocks(p: Tensor, q: Tensor, options: "Options") -> Tensor:
     # Many small results would lie between the blocks in memory, and let none of it be used again.
     kl = torch.empty(p.shape[:-1], dtype=torch.float64, device=p.device)
     for a, b, target in blocks(rows, p, q, kl):
-        target.copy_(plain(a, b, options, WIDTH))
+        if p.shape[-1] <= FEW:
+            target.copy_(plain(a.T.contiguous(), b.T.contiguous(), options, dim=0))
+        else:
+            target.copy_(plain(a, b, options, WIDTH))
     return kl
 
 
@@ -69,7 +75,7 @@ def blocks(rows: int, *xs: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from zip(*(torch.split(x, rows) for x in views), strict=True)
 
 
-def plain(p: Tensor, q: Tensor, options: "Options", width: int | None = None) -> Tensor:
+def plain(p: Tensor, q: Tensor, options: "Options", width: int | None = None, dim: int = -1) -> Tensor:
     """KL divergence of each row in float64, by operations that can be differentiated.
 
     Args:
@@ -77,10 +83,11 @@ def plain(p: Tensor, q: Tensor, options: "Options", width: int | None = None) ->
         q: approximation, of the shape of p.
         options: see `klmetric.kl_divergence`.
         width: how many classes to take at once; None for all.
+        dim: the axis of classes, the first or the last.
     """
-    a, b = (_Rows(x, f, options, width) for x, f in zip((p, q), options.input_format, strict=True))
+    a, b = (_Rows(x, f, options, width, dim) for x, f in zip((p, q), options.input_format, strict=True))
     # Rounding can leave a sum of denormal numbers below 0.
-    value = _sum(_terms(a, b, options)).squeeze(-1).clamp_min(0)
+    value = _sum(_terms(a, b, options), dim).squeeze(dim).clamp_min(0)
     if options.direction != "jensen_shannon":
         return value
     return value - (value - math.log(2)).clamp_min(0).detach()  # and one of nothing in common above its limit
@@ -102,7 +109,7 @@ def bregman_terms(log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
     near = (d / p.clamp_min(TINY)).clamp_min(-0.5).log1p()
     # A class whose probability is 0 in float64 has none, whatever its logit: so a mask of -1e9 is a mask.
     far = torch.where(p > 0, log_q - log_p, 0)
-    return d - p * torch.where(d.abs() < p / 2, near, far)
+    return d - p * torch.where(d.abs() < p * 0.5, near, far)
 
 
 def jensen_shannon_terms(log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
@@ -120,16 +127,19 @@ def jensen_shannon_terms(log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> 
 class _Rows:
     """One side: rows of distributions, as logarithms and as probabilities, in parts of their classes."""
 
-    def __init__(self, x: Tensor, input_format: "Format", options: "Options", width: int | None) -> None:
-        self.parts = torch.split(x, width or x.shape[-1], -1)
+    def __init__(self, x: Tensor, input_format: "Format", options: "Options", width: int | None, dim: int) -> None:
+        self.parts, self.dim = torch.split(x, width or x.shape[dim], dim), dim
         self.temperature, self.eps = options.temperature, options.eps
         self.are_probs = input_format == "probs"
         self.are_weights = self.are_probs and self.temperature == 1
-        self.peak = self._read(x.amax(-1, keepdim=True).detach())
+        # Weights of fewer bits have no sum that overflows float64.
+        self.peak = None
+        if not self.are_weights or x.dtype is torch.float64:
+            self.peak = self._read(x.amax(dim, keepdim=True).detach())
         self.whole = [self._apart(x)] if len(self.parts) == 1 else None
-        mass = _sum(x if self.are_weights else x.exp() for x in self._all())
+        mass = _sum((x if self.are_weights else x.exp() for x in self._all()), dim)
         # A negative weight has no logarithm to say so.
-        self.mass = mass.masked_fill(x.amin(-1, keepdim=True) < 0, math.nan) if self.are_weights else mass.log()
+        self.mass = mass.masked_fill(x.amin(dim, keepdim=True) < 0, math.nan) if self.are_weights else mass.log()
 
     def _read(self, x: Tensor) -> Tensor:
         return _log(x.double()) if self.are_probs and not self.are_weights else x.double()
@@ -140,6 +150,8 @@ class _Rows:
         So the sum of large weights does not overflow, and a constant in all logits costs no digits.
         """
         x = self._read(x).contiguous()  # the order of a sum depends on how the rows lie in memory
+        if self.peak is None:
+            return x
         if self.are_weights:
             return x / self.peak
         return x - self.peak if self.temperature == 1 else (x - self.peak) / self.temperature
@@ -159,7 +171,8 @@ class _Rows:
 
     @cached_property
     def _floored_mass(self) -> Tensor:
-        return 1 + _sum((self.eps - p).relu() for _, p in self)  # 1 to the last bit where the floor changes nothing
+        # 1 to the last bit where the floor changes nothing.
+        return 1 + _sum(((self.eps - p).relu() for _, p in self), self.dim)
 
     def floored(self, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """A part with the floor under it, normalised again."""
@@ -177,5 +190,7 @@ def _log(x: Tensor) -> Tensor:
     return x.masked_fill(zero, 1).log().masked_fill(zero, -math.inf)
 
 
-def _sum(parts: Iterable[Tensor]) -> Tensor:
+def _sum(parts: Iterable[Tensor], dim: int) -> Tensor:
+    if dim == 0:  # one class after the other: `sum` takes the rows at the end of a block in another order than others
+        return reduce(torch.add, (x for part in parts for x in torch.split(part, 1)))
     return reduce(torch.add, (x.sum(-1, keepdim=True) for x in parts))
