@@ -104,7 +104,7 @@ class _Moves(TorchFunctionMode):
                 self.on.waits["copy_"] += 1
             args[0].held.copy_(_held(args[1]))
             return args[0]
-        if func in (Tensor.new_tensor, Tensor.__invert__) and isinstance(args[0], OnDevice):
+        if func in (Tensor.new_tensor, Tensor.__invert__, Tensor.contiguous) and isinstance(args[0], OnDevice):
             return self.on.put(
                 func(args[0].held, *args[1:], **kwargs)
             )  # these ask for the device before they are called

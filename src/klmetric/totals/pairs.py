@@ -21,7 +21,7 @@ PRECISION = Fraction(1, 2**80)
 # So few numbers are added up sooner by Python than by torch.
 FEW = 256
 # So many numbers of a row, at most, have products that add up exactly.
-MOST = 2**12
+MOST = 2**11
 # Adding this rounds numbers below 2 to 19 bits after the point, and to 39.
 _COARSE, _FINE = 1.5 * 2.0**33, 1.5 * 2.0**13
 
