@@ -1,19 +1,25 @@
-"""Top-k teachers: whether the bounds hold, in random and adversarial cases; and what others report, on one example."""
+"""Top-k teachers: whether the bounds hold, in random and adversarial cases; what others report; time and memory."""
 
+import ctypes
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 import torch
 from fuzz import kl_of_logs
+from memory import peak
 from side_by_side import report, table
 from tails import KINDS, pairs
 from torch import Tensor
 
-from klmetric import TopK, kl_divergence, kl_divergence_bounds
+from klmetric import KLDivergenceSummary, TopK, kl_divergence, kl_divergence_bounds
 
 CASES, CLASSES, K = 100_000, 32_000, 20
+# Of a batch whose cost is measured, and how often it is.
+POSITIONS, VOCABULARY, ROUNDS = 4096, 128_256, 3
 # What rounding may take from a bound in float64, of the divergence and in nats.
 RTOL, ATOL = 1e-9, 1e-13
 
@@ -109,9 +115,41 @@ def side_by_side() -> tuple[list[list[str]], list[str]]:
     return [[name, *numbers] for name, numbers in (rows | ours).items()], list(all_students)
 
 
+def cost(positions: int) -> list[list[str]]:
+    """Seconds of a teacher in full and of a top-k one beside the same student in full, and MiB beyond the inputs."""
+    q = torch.randn(positions, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    values, indices = q.topk(K)
+    p, top = 1.01 * q, TopK(values - q.logsumexp(-1, keepdim=True), indices, VOCABULARY)
+
+    def value(teacher: Tensor | TopK) -> None:
+        kl_divergence(teacher, q, input_format="logits")
+
+    def summary(teacher: Tensor | TopK) -> None:
+        KLDivergenceSummary(input_format="logits").update(teacher, q)
+
+    def gradient(teacher: Tensor | TopK) -> None:
+        kl_divergence(teacher, q.detach().requires_grad_(), input_format="logits").backward()
+
+    lines = []
+    for name, call in (("the mean", value), ("a summary", summary), ("the mean and its gradient", gradient)):
+        full, ours = (min(_seconds_and_memory(call, x) for _ in range(ROUNDS)) for x in (p, top))
+        lines.append([name, *(f"{x:.2f}" for x in (full[0], ours[0], ours[0] / full[0])), f"{ours[1]:.0f}"])
+    return lines
+
+
+def _seconds_and_memory(call: Callable[[Tensor | TopK], None], teacher: Tensor | TopK) -> tuple[float, float]:
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before, start = peak(), time.perf_counter()
+    call(teacher)
+    return time.perf_counter() - start, (peak() - before) / 1024
+
+
 def main() -> None:
-    """Print both."""
-    found = bounds(CASES // 100 if "--quick" in sys.argv else CASES)
+    """Print all three."""
+    is_quick = "--quick" in sys.argv
+    costs = cost(POSITIONS // 8 if is_quick else POSITIONS)
+    found = bounds(CASES // 100 if is_quick else CASES)
     rows, names = side_by_side()
     parts = [
         f"`kl_divergence_bounds` against the divergence of all classes, term by term, in float64. Rows where a bound is"
@@ -120,8 +158,12 @@ def main() -> None:
         f"The {K} likeliest of {CLASSES:,} classes, in float32; means over 256 rows, in nats. What others report is"
         " computed from their formulas:",
         table(["reported", *names], rows),
+        f"The {K} likeliest of {VOCABULARY:,} classes, or all of them, beside the logits of a student, for"
+        f" {POSITIONS:,} positions in float32 ({POSITIONS * VOCABULARY * 4 / 2**20:,.0f} MiB each; a gradient is as"
+        " large). The least of three:",
+        table(["", "all classes, s", "top-k, s", "of that", "top-k, MiB beyond the inputs"], costs),
     ]
-    report("Top-k teachers", "\n\n".join(parts), {"bounds": found, "side by side": rows})
+    report("Top-k teachers", "\n\n".join(parts), {"bounds": found, "side by side": rows, "cost": costs})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from klmetric.rows.topk import Known, TopK
 
 
+# How far what known probabilities leave of 1 may be off in float64.
+OF_A_SUM = 8 * 2.0**-52
+
+
 class Coarse(NamedTuple):
     """A pair in the classes that both sides know, and the tail in the last place.
 
@@ -143,14 +147,20 @@ def _settled(p: _Side, q: _Side) -> tuple[Tensor, Tensor]:
     """The masses of the tails, where rounding may have made all that there is of one.
 
     Then it is taken to be that of the other side, as far as rounding allows: the value stays a lower bound, and is not
-    infinite only because one of two tails came out as 0.
+    infinite only because one of two tails came out as 0. A larger one goes as far that way as the sum may be off in
+    float64: the divergence from a tail next to nothing depends on its last digits.
     """
     is_lost_p, is_lost_q = p.mass <= p.rounding, q.mass <= q.rounding
     mass_p = torch.where(is_lost_p & (p.rounding > 0), q.mass.detach().clamp_max(p.rounding), p.mass)
     mass_q = torch.where(is_lost_q & (q.rounding > 0), p.mass.detach().clamp_max(q.rounding), q.mass)
-    if not (p.rounding and q.rounding):
-        return mass_p, mass_q
-    return torch.where(is_lost_p & is_lost_q, q.mass, mass_p), torch.where(is_lost_p & is_lost_q, q.mass, mass_q)
+    if p.rounding and q.rounding:
+        both = is_lost_p & is_lost_q
+        mass_p, mass_q = torch.where(both, q.mass, mass_p), torch.where(both, q.mass, mass_q)
+    if p.rounding:
+        mass_p = mass_p + (mass_q - mass_p).detach().clamp(-OF_A_SUM, OF_A_SUM)
+    if q.rounding:
+        mass_q = mass_q + (mass_p - mass_q).detach().clamp(-OF_A_SUM, OF_A_SUM)
+    return mass_p, mass_q
 
 
 def _row(side: _Side, mass: Tensor) -> Tensor:

@@ -23,8 +23,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from klmetric.arithmetic import native
 from klmetric.arithmetic.curves import phi
 from klmetric.arithmetic.device import device_of_float64
+from klmetric.arithmetic.tracing import is_recorded
 from klmetric.options import Options
 from klmetric.totals import moments, pairs, vector
 from klmetric.totals.estimates import Z
@@ -74,13 +76,18 @@ def of_tokens(k1: Tensor, weight: Tensor | None, unit: Unit) -> Tensor:
     k1 = k1.to(device_of_float64(k1.device), torch.float64)
     k1 = k1.reshape(len(k1), -1) if k1.numel() else k1.reshape(0, 1)
     weight = torch.ones_like(k1) if weight is None else weight.to(k1).reshape(k1.shape)
-    invalid = k1.isnan() & (weight > 0)
     k3 = phi(-k1)
-    head = vector.of_rows(k3, weight)
+    if k1.numel() and not is_recorded() and native.serves(k3, weight):
+        head = native.totals_of(k3, None, weight, vector.ASKED)
+    else:
+        head = vector.of_rows(k3, weight)
+    invalid = k1.isnan()
     # With such a token, the sum over its sequence is not known.
-    weight = torch.where(invalid.any(1, keepdim=True) if unit == "sequence" else invalid, 0, weight)
-    x = torch.where(weight > 0, torch.stack([k1, k1.square() / 2, k3]), 0)
-    counts = torch.stack([weight > 0, x[-1] == math.inf]).sum(2).double()
+    invalid = (invalid & (weight > 0)).any(1, keepdim=True) if unit == "sequence" else invalid
+    weight = weight.masked_fill(invalid, 0)
+    counted = weight > 0
+    x = torch.where(counted, torch.stack([k1, k1.square() / 2, k3]), 0)
+    counts = torch.stack([counted, x[-1] == math.inf]).sum(2).double()
     if unit == "sequence":
         # A sequence counts as much as the weightiest of its tokens, as a sample does with `reduction="batchmean"`.
         sums = (x * weight).cumsum(2)[..., -1:]
