@@ -23,6 +23,9 @@ from klmetric import KLDivergence, kl_divergence
 from klmetric.distributed import deal_of, real_samples
 from klmetric.totals import vector
 
+# Any numbers pass for the log-probabilities of drawn tokens here.
+pytestmark = pytest.mark.filterwarnings("ignore:`log_p` and `log_q` should be logarithms")
+
 # How many of ten rows each rank has.
 SHARES = {
     2: {"even": (5, 5), "uneven": (7, 3), "one_empty": (10, 0), "all_empty": (0, 0)},
