@@ -20,7 +20,7 @@ NAN_STRATEGIES = ("propagate", "ignore", "error")
 # What other libraries call these options.
 ELSEWHERE = {
     "from_logits": "input_format='logits'",
-    "log_target": "input_format=('log_probs', 'log_probs')",
+    "log_target": "input_format='log_probs'",
     "axis": "dim",
     "num_classes": "classes",
 }

@@ -73,7 +73,7 @@ FORMAT = (
     ids=["both", "log_probs", "p", "q", "a pair", "a row", "half", "labels", "TopK", "Head"],
 )  # fmt: skip
 def test_probabilities_where_others_were_said(p, q, said, who, meant, metric_class):
-    expected = FORMAT.format(said if isinstance(said, str) else said[1], who, meant)
+    expected = FORMAT.format(said, who, meant)
     assert said_of(p, q, metric_class, input_format=said) == [expected]
 
 
@@ -100,6 +100,7 @@ NOTHING_TO_SAY = {
     "log-probabilities": (P.log(), Q.log(), {"input_format": "log_probs"}),
     "log-probabilities as logits": (P.log(), Q.log(), {"input_format": "logits"}),
     "logits of a ReLU": (LOGITS.relu(), LOGITS.relu() / 9, {"input_format": "logits"}),
+    "logits that add up to 1": (LOGITS - LOGITS.mean(-1, keepdim=True) + 0.1, LOGITS, {"input_format": "logits"}),
     "zeros": (torch.zeros(16, 10), torch.zeros(16, 10), {"input_format": "logits"}),
     "a first empty batch": (P[:0], Q[:0], {"input_format": "probs", "reduction": "sum"}),
     "distributions": (D.Categorical(probs=P), D.Categorical(logits=LOGITS), {}),
@@ -120,9 +121,22 @@ def test_the_first_rows_are_looked_at_and_no_more():
     p = torch.cat([P, LOGITS])
     assert len(said_of(p, logits(32, 10, seed=1), input_format="logits")) == 1
     assert said_of(p.flip(0), logits(32, 10, seed=1), input_format="logits") == []
+    p = logits(20, 20, 10)
+    p[:16, 0] = P
+    assert len(said_of(p, logits(20, 20, 10, seed=1), input_format="logits")) == 1
+    p = logits(1, 20, 10)
+    p[0, :16] = P
+    assert len(said_of(p, logits(1, 20, 10, seed=1), input_format="logits")) == 1
+    p[0, 15] = LOGITS[0]
+    assert said_of(p, logits(1, 20, 10, seed=1), input_format="logits") == []
     metric = KLDivergence(input_format="logits")
     assert said_by(lambda: metric.update(P[:0], Q[:0])) == []
     assert len(said_by(lambda: metric.update(P, Q))) == 1
+
+
+def test_one_class_is_said_to_be_one_class():
+    said = said_of(torch.ones(16, 1), torch.ones(16, 1), times=1, input_format="logits")
+    assert [text.partition(" its ")[0] for text in said] == ["With one class"]
 
 
 def test_once_in_the_life_of_a_metric_and_at_the_line_of_the_user():
@@ -237,10 +251,11 @@ def test_probabilities_for_their_logarithms():
         (torch.zeros(3, 4), torch.zeros(3, 4)),  # tokens that are sure
         (torch.zeros(3, 4), Q[:3, :4].log()),
         (D.Normal(0.0, 0.2).log_prob(0.3 * LOGITS), D.Normal(0.0, 0.3).log_prob(0.3 * LOGITS)),
+        (D.Normal(0.0, 0.1).log_prob(0.01 * LOGITS), D.Normal(0.0, 0.1).log_prob(0.02 * LOGITS)),
         (D.Uniform(0.0, 0.5).log_prob(0.5 * P), D.Uniform(0.0, 1.0).log_prob(0.5 * P)),
         (P[:0], Q[:0]),
     ],
-    ids=["logarithms", "sure", "sure of p", "densities", "uniform densities", "nothing"],
+    ids=["logarithms", "sure", "sure of p", "densities", "narrow densities", "uniform densities", "nothing"],
 )
 def test_nothing_is_said_of_logarithms(log_p, log_q):
     assert said_by(lambda: KLDivergenceEstimate().update(log_p, log_q)) == []
@@ -291,6 +306,8 @@ def test_a_first_column_that_is_not_the_largest():
         indices = torch.nn.functional.pad(drawn, (0, padding), value=-1)
         assert said_by(lambda v=values, i=indices: kl_divergence_bounds(TopK(v, i, 5, "probs"), p)) == [text]
         assert said_by(lambda v=values, i=indices: kl_divergence_bounds(TopK(v, i, 5, "probs", sampled=True), p)) == []
+    few = TopK(p[:5].gather(-1, drawn[:5]), drawn[:5], 5, "probs")  # which may be by chance
+    assert said_by(lambda: kl_divergence_bounds(few, p[:5])) == []
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2, 3][::-1]):
         at = torch.tensor([order]).repeat(20, 1)
         assert said_by(lambda at=at: kl_divergence_bounds(TopK(p.gather(-1, at), at, 5, "probs"), p)) == []

@@ -306,6 +306,7 @@ def test_unknown_option():
         "reduce": "reduction",
         "format": "input_format",
         "from_logits": "input_format='logits'",
+        "log_target": "input_format='log_probs'",
         "axis": "dim",
         "num_classes": "classes",
     }.items():

@@ -5,7 +5,8 @@ result is computed, so that no update waits for one.
 """
 
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from klmetric.rows.tensors import EXCESS, is_sharded, level_of_user
 ROWS = 16
 
 
-class Doubt(NamedTuple):
+@dataclass(frozen=True)
+class Doubt:
     """What may be wrong with a batch.
 
     Attributes:
@@ -29,7 +31,7 @@ class Doubt(NamedTuple):
     texts: list[str]
     are_true: Tensor
 
-    def __add__(self, other: "Doubt") -> "Doubt":  # type: ignore[override]
+    def __add__(self, other: "Doubt") -> "Doubt":
         """Both, of which the first is said that is true."""
         return Doubt(self.texts + other.texts, torch.cat([self.are_true, other.are_true]))
 
@@ -137,15 +139,18 @@ def _look_like_probs(x: Tensor, axis: int) -> Tensor:
 
 
 def _of_format(names: list[str], options: Options) -> str:
-    said = options.input_format["pq".index(names[0])]
-    pair: Any = tuple("probs" if name in names else form for name, form in zip("pq", options.input_format, strict=True))
-    meant = "probs" if set(pair) == {"probs"} else pair
+    said = options.input_format
+    meant = ["probs" if name in names else its_format for name, its_format in zip("pq", said, strict=True)]
     who = " and ".join(f"`{name}`" for name in names)
     return (
-        f"`input_format` should say what the tensors hold. Got {said!r}, but {who} look{'s' * (len(names) == 1)} like"
-        " probabilities: nothing is negative, and rows add up to 1 (the first rows of the first batch). Did you mean"
-        f" input_format={meant!r}?"
+        f"`input_format` should say what the tensors hold. Got {_as_option(said)}, but {who} look"
+        f"{'s' if len(names) == 1 else ''} like probabilities: nothing is negative, and rows add up to 1 (the first"
+        f" rows of the first batch). Did you mean input_format={_as_option(meant)}?"
     )
+
+
+def _as_option(formats: Sequence[str]) -> str:
+    return repr(formats[0] if len(set(formats)) == 1 else tuple(formats))
 
 
 def _of_axis(name: str, x: Tensor, dim: int, axis: int) -> str:
