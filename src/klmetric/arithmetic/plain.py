@@ -191,6 +191,6 @@ def _log(x: Tensor) -> Tensor:
 
 
 def _sum(parts: Iterable[Tensor], dim: int) -> Tensor:
-    if dim == 0:  # one class after the other: `sum` takes the rows at the end of a block in another order than others
+    if dim == 0:  # one class after the other: `sum` may take rows at the end of a block in another order than others
         return reduce(torch.add, (x for part in parts for x in torch.split(part, 1)))
     return reduce(torch.add, (x.sum(-1, keepdim=True) for x in parts))
