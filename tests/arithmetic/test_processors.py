@@ -44,6 +44,9 @@ def test_the_same_bits_on_aarch64(tmp_path):
         assert p.storage_offset() == q.storage_offset() == 0
         data = (job, raw(p), raw(q))
         sent += [struct.pack("5q", *map(len, data), rows, len(here.totals)), *data]
-        expected += [x.numpy().tobytes() for x in (here.kl, here.agrees, here.totals)]
+        numbers, in_order = native.statistics(p, q, case.formats, case.temperature, measures=True)
+        shares = native.shares(p, q, case.formats, case.temperature)
+        all_of_it = here.kl, here.agrees, here.totals, numbers.T, in_order, shares.T
+        expected += [x.numpy().tobytes() for x in all_of_it]
     done = subprocess.run(["qemu-aarch64", program], input=b"".join(sent), capture_output=True, check=True)
     assert done.stdout == b"".join(expected)

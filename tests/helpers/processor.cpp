@@ -17,6 +17,13 @@ int main() {
     bool *agrees = (bool *)malloc(n[3]);
     klmetric_rows_baseline(*(const Job *)plan, p, q, nullptr, kl, agrees, nullptr, totals, 0, n[3]);
     fwrite(kl, 8, n[3], stdout), fwrite(agrees, 1, n[3], stdout), fwrite(totals, 8, n[4], stdout);
-    free(plan), free(p), free(q), free(kl), free(agrees), free(totals);
+    Statistics *statistics = (Statistics *)malloc(sizeof(Statistics) * n[3]);
+    Share *shares = (Share *)malloc(sizeof(Share) * n[3]);
+    bool *in_order = (bool *)malloc(SIZES_OF_TOP * n[3]);
+    klmetric_statistics_baseline(*(const Job *)plan, p, q, statistics, in_order, 1, 0, n[3]);
+    klmetric_shares_baseline(*(const Job *)plan, p, q, shares, 0, n[3]);
+    fwrite(statistics, sizeof *statistics, n[3], stdout), fwrite(in_order, SIZES_OF_TOP, n[3], stdout);
+    fwrite(shares, sizeof *shares, n[3], stdout);
+    free(plan), free(p), free(q), free(kl), free(agrees), free(totals), free(statistics), free(in_order), free(shares);
   }
 }
