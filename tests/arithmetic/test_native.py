@@ -62,6 +62,28 @@ def test_a_row_has_its_bits_wherever_it_stands(kind, monkeypatch):
                 assert torch.equal(there, agrees)
 
 
+@pytest.mark.parametrize("of_p", [-1e5, -1e7, -1e9, -1e12, -1e30, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("of_q", [-100, -1e4, -1e9, -1e30, -INF])
+@pytest.mark.parametrize("classes", [1026, 3000])
+def test_blocks_that_are_masked(of_p, of_q, classes):
+    """In p by a number so large that beside it the logits of q have no digits."""
+    p, q = (torch.randn(3, classes, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    p[:, 1024:], q[:, 1024:] = of_p, of_q
+    log_p, log_q = (x.double().log_softmax(-1)[:, :1024] for x in (p, q))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+    torch.testing.assert_close(measured(p, q), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("constant", [1e6, 1e9, 1e15])
+def test_a_constant_between_wide_rows(constant):
+    p = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q = p + torch.rand_like(p).round() / 2**10 + constant
+    log_p, log_q = p.log_softmax(-1), (q - constant).log_softmax(-1)
+    t = log_q - log_p
+    expected = (log_p.exp() * (t.expm1() - t)).sum(-1)
+    torch.testing.assert_close(measured(p, q), expected, rtol=1e-6, atol=0)
+
+
 @every_kind
 def test_shares_of_rows_are_the_same_at_every_level(kind, monkeypatch):
     for p, q, *options in CASES[kind]:

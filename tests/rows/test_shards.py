@@ -197,6 +197,63 @@ def test_heads(three_processes, split, kind):
             close(value, expected)
 
 
+def masked_where_p_is(rank, size, mask):
+    """In the share where p has most, q has nothing."""
+    p, q = torch.tensor([[2.0, 0.0, 1.0, 0.5]]), torch.tensor([[mask, 0.1, 0.9, 0.2]])
+    p, q = p.expand(5, -1), q.expand(5, -1)
+    metric = KLDivergenceSummary(input_format="logits", measures=True, perplexity=True, class_group=dist.group.WORLD)
+    metric.update(*(part(x, rank, size) for x in (p, q)), None, torch.ones(5).long())
+    return metric.compute()
+
+
+@pytest.mark.parametrize("mask", [-1e9, -1e12, torch.finfo(torch.float32).min])
+def test_a_mask_of_q_where_p_has_most(sharers, mask):
+    p, q = torch.tensor([2.0, 0.0, 1.0, 0.5], dtype=F64).softmax(-1), torch.tensor([-math.inf, 0.1, 0.9, 0.2]).double()
+    q = q.softmax(-1)
+    m = (p + q) / 2
+    expected = {
+        "jensen_shannon": (torch.special.xlogy(p, p / m) + torch.special.xlogy(q, q / m)).sum() / 2,
+        "total_variation": (p - q).abs().sum() / 2,
+        "reverse": torch.special.xlogy(q, q / p).sum(),
+        "perplexity_model": 1 / q[1],
+    }
+    for value in sharers(masked_where_p_is, mask):
+        for name, x in expected.items():
+            torch.testing.assert_close(value[name].double(), x, rtol=1e-6, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def empty_batches(rank, size):
+    p, q = (part(x, rank, size) for x in pair(0, 3, 12, input_format="logits"))
+    group = dist.group.WORLD
+    for kind in OF_CLASSES:
+        metric = make(kind, input_format="logits", class_group=group)
+        metric.update(p, q, torch.ones(0), torch.ones(0, 3).long())
+        torch.testing.assert_close(metric.totals, metric._empty(), rtol=0, atol=0, equal_nan=True)
+    for options in ({"direction": "jensen_shannon"}, {"eps": 1e-3}):
+        value = kl_divergence(p, q, input_format="logits", reduction="sum", class_group=group, **options)
+        assert value == 0
+
+
+def test_empty_batches(sharers):
+    sharers(empty_batches)
+
+
+def few_classes(rank, size):
+    p, q = torch.tensor([[1.0, -math.inf, -math.inf]] * 3), torch.tensor([[1.0, 0.0, -1.0]] * 3)
+    p[1], q[2, 1:] = torch.tensor([1.0, -math.inf, 0.5]), -math.inf
+    ours, whole = (KLDivergenceSummary(input_format="logits", measures=True, class_group=group)
+                   for group in (dist.group.WORLD, None))  # fmt: skip
+    whole.sync_on_compute = whole._to_sync = False
+    ours.update(*(part(x, rank, size) for x in (p, q)))
+    whole.update(p, q)
+    return [{k: x for k, x in m.compute().items() if "agreement" in k} for m in (ours, whole)]
+
+
+def test_the_order_of_classes_without_mass(sharers):
+    for value, expected in sharers(few_classes):
+        close(value, expected)
+
+
 # ---- metrics ---------------------------------------------------------------------------------------------------------
 COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast")
 
@@ -444,6 +501,13 @@ def errors(rank, size):
     raises("no tensor on one", None if alone else p, q)
     raises("another direction on one", p, q, direction="jeffreys" if alone else "forward")
     raises("targets on one", p, q, None, torch.zeros(6) if alone else torch.zeros(6).long())
+    raises("another dtype on one", p.double() if alone else p, q)
+    said["no targets on one"] = "nothing"
+    summary = KLDivergenceSummary(input_format="logits", perplexity=True, class_group=world)
+    try:
+        summary.update(p, q, None, None if alone else torch.zeros(6).long())
+    except ValueError as error:
+        said["no targets on one"] = f"ValueError: {error}"
     raises("targets", p, q, None, torch.full((6,), 12))
     raises("other targets", p, q, None, torch.full((6,), 12 if alone else 11))
     raises("other weights", p, q, torch.tensor([1, 1, 1, 1, 0, 1 - alone]))
@@ -481,6 +545,7 @@ SAID = {
     "shape": "must have the same rows, and measure with the same options",
     "options": "must have the same rows, and measure with the same options",
     "targets": "ValueError: `targets` must be classes, from 0 to 11, or ignore_index=-100",
+    "another dtype on one": "must have the same rows, and measure with the same options",
     "another direction on one": "must have the same rows, and measure with the same options",
     "other targets": "ValueError: All processes of `class_group` must have the same targets. Got others on the ranks"
                      " [1] of the group than on its rank 0. This one has batch shape (6,)",
@@ -506,6 +571,7 @@ ON_ONE = {
     "no dim on one": "ValueError: `dim` must be an axis of the input",
     "no tensor on one": "TypeError: `p` must be a torch.Tensor with `class_group`, or a Head",
     "targets on one": "TypeError: `targets` must be integers",
+    "no targets on one": "ValueError: `targets` must come with every batch, for the perplexity. Got none",
 }
 HEARD = (
     "ValueError: All processes of `class_group` must measure their classes. Got an error on the ranks [1] of the group"

@@ -161,11 +161,12 @@ def together(found: Tensor, first: Sequence[int], options: "Options") -> Whole:
 def _merged(shares: Tensor, temperature: float) -> tuple[Tensor, Masses]:
     """The chain rule, for shares of shape (processes, 6, rows)."""
     top_p, top_q, mass, rest, kl, edge = shares.unbind(1)
-    # All is measured from the share in which p has most, so that large common logits cost no digits.
-    heaviest = (top_p / temperature + mass).argmax(0, keepdim=True)
-    of_p, of_q = (x.gather(0, heaviest) for x in (top_p, top_q))
-    a = (top_p - of_p) / temperature + mass
-    b = (top_q - of_q) / temperature + torch.where(mass == -math.inf, rest, mass + rest)
+    mass_q = torch.where(mass == -math.inf, rest, mass + rest)
+    # Each is measured from the share in which it has most, so that large constants cost no digits, masks included.
+    of_p, of_q = (
+        top.gather(0, (top / temperature + x).argmax(0, keepdim=True)) for top, x in ((top_p, mass), (top_q, mass_q))
+    )
+    a, b = (top_p - of_p) / temperature + mass, (top_q - of_q) / temperature + mass_q
     mass_a, mass_b = _log_sum(a), _log_sum(b)
     log_p, log_q = a - mass_a, b - mass_b
     p = log_p.exp()
@@ -240,9 +241,12 @@ def together_again(found: Tensor, first: Sequence[int], options: "Options", whol
     reverse = torch.where(found[:, 3].amax(0) - log_mass_q > LEAST_LOG_P, math.inf, reverse)
     starts = torch.tensor(first, dtype=torch.float64).to(found.device).view(-1, 1, 1, 1)
     values, places = found[:, 4:].view(len(found), 2, 2, RANKED, -1).unbind(1)
-    places = torch.where(values == -math.inf, -1, places) + starts
-    # Of equals the first one comes first: the shares are in order, and so are the places in each.
+    places = torch.where(places < 0, -1, places + starts)
+    # Of equals the first one comes first: the shares are in order, and so are the places in each. What is no class, but
+    # fills up a share of few, comes last.
     values, places = (x.permute(1, 3, 0, 2).flatten(-2).flatten(0, 1) for x in (values, places))
+    order = (places < 0).to(torch.int8).argsort(dim=-1, stable=True)
+    values, places = values.gather(-1, order), places.gather(-1, order)
     ranked = places.gather(-1, most_likely(values, RANKED)).view(2, -1, RANKED)
     return Again(reverse.clamp_min(0), jensen_shannon.clamp(0, math.log(2)), total_variation.clamp(0, 1), ranked)
 

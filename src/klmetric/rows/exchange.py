@@ -46,7 +46,8 @@ def exchange(
     """
     shape, device = _shape_and_device(shards, options)
     rows = math.prod(shape)
-    about = crc32(repr((shape, options, options.classes, options.ignore_index, asks, at_once)).encode())
+    dtypes = [x.dtype for x in (shards.p, shards.q) if hasattr(x, "dtype")]
+    about = crc32(repr((shape, dtypes, options, options.classes, options.ignore_index, asks, at_once)).encode())
     marks = torch.tensor([about, found is not None, width, shards.width, 0, 0], dtype=torch.float64).to(device)
     if found is not None:
         marks[4], marks[5] = _mark(shards.weight, device), _mark(shards.targets, device)
@@ -98,6 +99,6 @@ def _mark(x: Tensor | None, device: torch.device) -> Tensor | float:
     """A number that tells tensors apart, without waiting for them; exact in float64."""
     if x is None:
         return 0.0
-    bits = x.double().flatten().view(torch.int64)
-    mixed = (bits ^ (bits >> 17)) * torch.arange(1, 2 * len(bits), 2, device=bits.device)
+    bits = (x.double() + 0.0).flatten().view(torch.int64)  # of -0.0 those of 0.0
+    mixed = (bits ^ (bits >> 17)) * (2 * torch.arange(len(bits), device=bits.device) + 1)
     return (mixed.sum() & (2**50 - 1)).to(device, torch.float64)

@@ -18,11 +18,11 @@ from klmetric.options import Options
 from klmetric.rows.at_most import at_most
 from klmetric.rows.coarse import Coarse, coarse
 from klmetric.rows.distributions import CATEGORICAL, kl_of_distributions, tensors_of
-from klmetric.rows.fields import OF_TAILS, OF_TARGETS, fields_of
+from klmetric.rows.fields import OF_TAILS, fields_of
 from klmetric.rows.head import Head, as_logits, measure_in_blocks, stand_in
 from klmetric.rows.invalid import check_rows
 from klmetric.rows.rows import Rows
-from klmetric.rows.targets import check_targets
+from klmetric.rows.targets import check_targets, check_targets_are_there
 from klmetric.rows.tensors import check_tensors, first_classes, is_sharded, warn_of_one_class, weight_of_rows
 from klmetric.rows.topk import TopK, check_with_topk
 
@@ -55,8 +55,6 @@ def measure(
         fields: what else to ask of each row, by the names of `klmetric.rows.fields`.
         class_group: the processes that have the other classes.
     """
-    if targets is None and fields:
-        _check_targets_are_there(fields)
     if class_group is not None or (not type(p) is type(q) is Tensor and (is_sharded(p) or is_sharded(q))):
         # torch may be without torch.distributed
         from klmetric.rows.shards import taken_apart
@@ -69,6 +67,8 @@ def measure(
         rows = measure_together(shards, options, agrees, fields)
         check_rows(rows, None, options)
         return rows
+    if targets is None and fields:
+        check_targets_are_there(fields)
     if isinstance(p, Head) or isinstance(q, Head):
         return _measure_heads(p, q, weight, options, agrees, targets, fields)
     if isinstance(p, TopK) or isinstance(q, TopK):
@@ -227,14 +227,6 @@ def _with_fields(
     known, values = fields_of(fields, p, q, None if measured is None else measured.kl, targets, options)
     kl, agrees = (known.kl, known.agree[..., 0]) if measured is None else measured[:2]
     return Rows(kl, weight, agrees, result_dtype(p, q), fields=values)
-
-
-def _check_targets_are_there(fields: tuple[str, ...]) -> None:
-    if any(name in OF_TARGETS for name in fields):  # a compiler knows no sets of keys
-        raise ValueError(
-            "`targets` must come with every batch, for the perplexity. Got none. Give update(p, q, targets=...) the"
-            " class that came true in each row, or leave perplexity=True out."
-        )
 
 
 def _without_gradient_of_left_out(rows: Rows, p: Tensor, q: Tensor, options: Options) -> Rows:

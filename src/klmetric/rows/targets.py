@@ -8,6 +8,7 @@ from torch import Tensor
 from klmetric.arithmetic.device import device_of_float64
 from klmetric.arithmetic.tracing import may_look
 from klmetric.options import Options
+from klmetric.rows.fields import OF_TARGETS
 from klmetric.rows.tensors import check_data, check_storage
 
 if TYPE_CHECKING:
@@ -77,4 +78,13 @@ def check_kind_of_targets(targets: Tensor, p: "Tensor | TopK") -> None:
             "`targets` must have one class for each row: the batch shape. Got targets"
             f" {tuple(targets.shape)} for batch shape {tuple(shape)}."
             f" {_OF_ONE_HOT if targets.shape == p.shape else hint}"
+        )
+
+
+def check_targets_are_there(fields: tuple[str, ...]) -> None:
+    """Raise for rows without targets, where something is asked of these."""
+    if any(name in OF_TARGETS for name in fields):  # a compiler knows no sets of keys
+        raise ValueError(
+            "`targets` must come with every batch, for the perplexity. Got none. Give update(p, q, targets=...) the"
+            " class that came true in each row, or leave perplexity=True out."
         )

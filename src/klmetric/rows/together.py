@@ -26,7 +26,7 @@ from klmetric.rows.fields import OF_CLASSES, OF_TARGETS, log_of_targets, values_
 from klmetric.rows.head import Head, as_logits, measure_in_blocks, stand_in
 from klmetric.rows.rows import Rows
 from klmetric.rows.shards import Shards
-from klmetric.rows.targets import check_kind_of_targets, check_targets
+from klmetric.rows.targets import check_kind_of_targets, check_targets, check_targets_are_there
 from klmetric.rows.tensors import check_tensors, weight_of_rows
 
 
@@ -65,6 +65,8 @@ def measure_together(shards: Shards, options: Options, agrees: bool, fields: tup
     asks = _asks(options, fields)
     everywhere = shards, options, (asks, fields, shards.targets is None), any(asks)
     try:
+        if shards.targets is None:
+            check_targets_are_there(fields)
         part = _checked(shards, options)
         with torch.no_grad():
             found = _look(part, lambda a, b, _: sharded.look(a, b, part.options))
@@ -176,7 +178,7 @@ def _second_exchange(
             found.append(_of_targets(p, q, columns[4].long().view(p.shape[:-1]), options))
         return torch.cat(found)
 
-    beside = torch.stack(columns, -1).view(*_rows_of(part.p).shape[:-1], -1)
+    beside = torch.stack(columns, -1).view(*_rows_of(part.p).shape[:-1], len(columns))
     gathered = gather(_look(part, what, beside), shards.group)
     sizes = [sharded.AGAIN * asks.looks, 2 * len(whole.kls) * asks.has_floor, 2 * asks.of_targets]
     of_looks, of_floors, of_targets = torch.split(gathered, sizes, 1)

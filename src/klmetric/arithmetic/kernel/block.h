@@ -3,6 +3,7 @@
 // Of logits a and b, with w = e^(a - top), d = b - a, c about the mean of d under w and t = d - c: with
 //     x = sum w phi(t) / W >= 0, phi(t) = e^t - 1 - t, and y = sum w t / W, what rounding left of 0 in c,
 // the log mass of p is top + log W, that of q is more by c + l, and the divergence within is l - y, l = log1p(x + y).
+// What is more than c between p and q, a large constant, is between top and top_q: beside it c would have no digits.
 // Every term of x is at least 0, so nothing cancels however close p and q are. A class without p adds its q to x.
 #pragma once
 #include "functions.h"
@@ -12,13 +13,13 @@ namespace {
 constexpr int BLOCK = 1024; // classes; all that a block needs stays in the first-level cache
 
 struct Part {
-  double top, mass, ratio, centre; // log mass of p = top + log(mass); of q: + centre + log(ratio) + l
+  double top, top_q, mass, ratio, centre; // log mass of p = top + log(mass); of q: top_q + log(mass) + centre + log(ratio) + l
   double sum, extra, y;            // l = log1p(sum) + extra; divergence within = l - y
   double edge;                     // largest log p (as `top` has it) of the classes where q is 0
 };
 constexpr double D_INF = INF, D_NAN = NOT_A_NUMBER;
-INLINE Part no_distribution() { return {D_NAN, D_NAN, 1, 0, D_NAN, 0, D_NAN, -D_INF}; }
-INLINE Part nothing() { return {0, 0, 1, 0, 0, -D_INF, 0, -D_INF}; } // no mass, of p or q
+INLINE Part no_distribution() { return {D_NAN, D_NAN, D_NAN, 1, 0, D_NAN, 0, D_NAN, -D_INF}; }
+INLINE Part nothing() { return {0, 0, 0, 1, 0, 0, -D_INF, 0, -D_INF}; } // no mass, of p or q
 
 struct Scratch {
   alignas(64) float a[BLOCK], b[BLOCK], w[BLOCK], d[BLOCK], rest[BLOCK], tail_a[FLOATS], tail_b[FLOATS];
@@ -93,7 +94,7 @@ APART Part careful(const double *a, const double *b, const double *within, int n
     each<DOUBLES>(n, [&](int i, int) EACH { V += exp_from(q_at(i), mq); });
     return total(V);
   };
-  if (m == -D_INF) return {0, 0, 1, mq * tau, mass_of_q() - 1, 0, 0, -D_INF};
+  if (m == -D_INF) return {0, mq * tau, 0, 1, 0, mass_of_q() - 1, 0, 0, -D_INF}; // of q alone: without log(mass)
   D level = D{} + (mq == -D_INF ? 0. : mq - m);
   auto difference = [&](D x, D y, D &rest) EACH {
     L known = (x > infinite) & (y > infinite);
@@ -111,7 +112,7 @@ APART Part careful(const double *a, const double *b, const double *within, int n
     store(weights + i, w);
   });
   double mass = total(sum_w), mean = total(S) / mass, c = mean * tau, inner = total(K) / mass;
-  Part part = {(m + of_p) * tau, mass, 1, c + (of_q - of_p) * tau, 0, 0, -inner, (largest(edge) + of_p) * tau};
+  Part part = {(m + of_p) * tau, (m + of_q) * tau, mass, 1, c, 0, 0, -inner, (largest(edge) + of_p) * tau};
   if (mq == -D_INF) return part.extra = -D_INF, part;
   double above = (mq - m) * tau - c;
   // So far apart, the textbook form has every digit. Where a class of p is without q, it is the mass of q that counts: in
@@ -220,7 +221,7 @@ template <bool P, bool Q> APART bool block_of_logs(const Floats &block, Scale s,
   };
   double mass = total(sum_w), mean = total(S) / mass, c = mean * s.tau;
   double below = least(low) * s.tau - c, above = largest(high) * s.tau - c;
-  part = {power * LN2_D, mass, 1, c, 0, 0, 0, -D_INF};
+  part = {power * LN2_D, power * LN2_D, mass, 1, c, 0, 0, 0, -D_INF};
   if (!(below > -1e4)) return false;
   if (below < -80 || above > FAR) {
     W exact{}; // c once more, of which every digit counts here
@@ -282,7 +283,7 @@ APART bool block_of_probs(const Floats &block, Tops top, Part &part) {
   }, A, B);
   if (any(~fit)) return false;
   double x = total(A) / mass, y = total(B) / mass / rho;
-  part = {0, mass, rho, 0, y, 0, y - x, -D_INF};
+  part = {0, 0, mass, rho, 0, y, 0, y - x, -D_INF};
   return true;
 }
 

@@ -95,16 +95,16 @@ APART Part merge(const Part *parts, int n) {
     store(a + j, log(load<D>(mass + j))), store(b + j, log(load<D>(ratio + j))), store(k + j, log1p(load<D>(sum + j)));
   }
   for (int j = 1; j < n; j++) if (parts[j].top + a[j] > parts[ref].top + a[ref]) ref = j;
-  double top = parts[ref].top, centre = parts[ref].centre;
+  const Part &of = parts[ref];
   for (int j = 0; j < full; j++) {
     const Part &p = j < n ? parts[j] : nothing();
-    double l = k[j] + p.extra, offset = (p.centre - centre) + b[j];
-    a[j] = a[j] + (p.top - top);
-    b[j] = p.mass == 0 ? (offset - top) + l : (a[j] + offset) + l;
+    double l = k[j] + p.extra, mass = p.mass == 0 ? 0 : a[j];
+    a[j] = a[j] + (p.top - of.top);
+    b[j] = (mass + (p.top_q - of.top_q)) + ((p.centre - of.centre) + b[j]) + l;
     k[j] = p.mass == 0 || l == -D_INF ? 0 : l - p.y;
   }
   Part whole = careful(a, b, k, full, 1);
-  whole.top += top, whole.centre += centre, whole.edge = edge;
+  whole.top += of.top, whole.top_q += of.top_q, whole.centre += of.centre, whole.edge = edge;
   return whole;
 }
 

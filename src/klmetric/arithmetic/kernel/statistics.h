@@ -115,7 +115,7 @@ struct FloatTerms : Terms<F> {
 struct Masses {
   double top_p, top_q, mass, rest;
   double log_mass(double tau) const { return top_p * tau + mass; }
-  double apart(double tau) const { return (top_q - top_p) * tau + rest; }
+  double log_mass_q(double tau) const { return top_q * tau + (mass + rest); }
 };
 
 // t of logits x and y where both are, else whichever infinity, or 0, says which is not.
@@ -126,7 +126,7 @@ template <class V, class T> INLINE V log_ratio(V x, V y, V t) {
 
 // Of logits in float. `lost` is the largest logit of q of the classes without p.
 APART bool terms_in_float(const Floats &block, const Scale &s, const Masses &row, FloatTerms &terms, F &lost) {
-  double log_mass = row.log_mass(s.tau), log_mass_q = log_mass + row.apart(s.tau), apart = (row.top_q - row.top_p) + row.rest / s.tau;
+  double log_mass = row.log_mass(s.tau), log_mass_q = row.log_mass_q(s.tau), apart = (row.top_q - row.top_p) + row.rest / s.tau;
   float top_p = float(log_mass / s.tau), top_q = float(log_mass_q / s.tau);
   if (!(top_p > -s.reach && top_p < s.reach && top_q > -s.reach && top_q < s.reach)) return false;
   Exponential base(s, all(top_p)), base_q(s, all(top_q));
@@ -204,12 +204,13 @@ Masses masses_of(const Job &job, Row p, Row q, const Part &part, double kl, cons
   // A class of q that is masked with a large number moves the centres so far that no digits are left of
   // what is apart; a constant in all logits, so far that some are lost.
   constexpr double BEYOND = 64;
-  if (has_p && has_q && !(part.centre > -BEYOND && part.centre < BEYOND && kl < BEYOND)) {
+  double apart = part.centre + (part.top_q - part.top);
+  if (has_p && has_q && !(apart > -BEYOND && apart < BEYOND && kl < BEYOND)) {
     double mass = log_mass_of(job, p, top_p, scale.tau, k);
     return {top_p, top_q, mass, log_mass_of(job, q, top_q, scale.tau, k) - mass};
   }
-  double apart = part.centre - (top_q - top_p) * scale.tau; // 0 where p is without mass, and the log mass of q all there is
-  return {top_p, top_q, (part.top - top_p * scale.tau) + log(part.mass), apart + log(part.ratio) + log1p(part.sum) + part.extra};
+  double of_p = part.top - top_p * scale.tau, of_q = part.top_q - top_q * scale.tau, l = log1p(part.sum) + part.extra;
+  return {top_p, top_q, of_p + log(part.mass), part.centre + (has_p ? of_q - of_p : of_q) + log(part.ratio) + l};
 }
 
 // Of row r; without `measures`, only what the divergence itself takes: the others are NaN. Where classes are few, `kl` is
@@ -223,7 +224,7 @@ Statistics statistics_of(const Job &job, int64_t r, const Scale &scale, Scratch 
   if (kl != kl) return {D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN, D_NAN};
   Masses row = masses_of(job, p, q, part, kl, scale, leaders, k);
   double log_mass = row.log_mass(scale.tau), confidence = exp(D{} - row.mass)[0];
-  Statistics s{kl, D_NAN, D_NAN, D_NAN, log_mass, log_mass + row.apart(scale.tau), confidence};
+  Statistics s{kl, D_NAN, D_NAN, D_NAN, log_mass, row.log_mass_q(scale.tau), confidence};
   agrees[0] = leaders[0].place == leaders[1].place;
   if (!measures) return s;
   s.reverse = s.jensen_shannon = s.total_variation = 0;
