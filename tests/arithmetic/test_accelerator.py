@@ -132,6 +132,17 @@ def test_any_axes_in_little_room(view, classes, monkeypatch):
     assert torch.equal(kl, expected)
 
 
+@pytest.mark.parametrize("of_p", [-1e7, -1e12, float(torch.finfo(torch.float32).min)])
+@pytest.mark.parametrize("of_q", [-100, -1e9, -math.inf])
+def test_tiles_that_are_masked(of_p, of_q):
+    """In p by a number so large that beside it the logits of q have no digits."""
+    p, q = (torch.randn(1, 10_000, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    p[:, 512:], q[:, 512:] = of_p, of_q
+    log_p, log_q = (x.double().log_softmax(-1)[:, :512] for x in (p, q))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+    torch.testing.assert_close(measured(p, q)[0].double(), expected, rtol=1e-6, atol=0)
+
+
 def test_more_parts_than_are_merged_at_once():
     p = logits(1, 40_000, dtype=torch.float64)
     q = p + 1e-5 * logits(1, 40_000, seed=1, dtype=torch.float64)

@@ -1,9 +1,9 @@
 """The arithmetic of the kernel of accelerators, in Triton: what a tile, the classes of one program, adds to a row.
 
-It is that of `kernel/block.h`. A tile becomes a part, eight numbers as there: `top`, `mass`, `ratio`, `centre`, `sum`,
-`extra`, `y` and `edge`. The log mass of p is top + log(mass); that of q is more by centre + log(ratio) + l, where
-l = log1p(sum) + extra; the divergence within is l - y; `edge` is the largest log p of the classes where q is 0. Parts
-are merged by the chain rule of KL, in float64.
+It is that of `kernel/block.h`. A tile becomes a part, eight numbers: `top`, `mass`, `base`, `centre`, `sum`, `extra`,
+`y` and `edge`. The log mass of p is top + log(mass); that of q is base + log(mass) + centre + l, where
+l = log1p(sum) + extra (without log(mass) where p has none); the divergence within is l - y; `edge` is the largest log p
+of the classes where q is 0. Parts are merged by the chain rule of KL, in float64.
 """
 
 import math
@@ -187,7 +187,7 @@ def of_plain_logs(a, b, inside, factor, log2e, ln2, ln2_rest, reach, under):
         fit,
         log_of_k,
         mass.to(tl.float64),
-        none + 1.0,
+        log_of_k,
         centre.to(tl.float64),
         x.to(tl.float64) + y,
         none,
@@ -235,7 +235,7 @@ def of_logs(a, b, inside, tau, factor, log2e, ln2, ln2_rest, reach, under):
         total = tl.where(far, 0.0, total + without_p * tl.exp(tl.minimum(gap, OVER)))
         y, extra = tl.where(far, 0.0, y), tl.where(far, textbook, extra)
     log_of_k = (k - WHOLE_BITS).to(tl.float64) * LN2_DOUBLE
-    return fit & sharp, log_of_k, mass.to(tl.float64), extra * 0.0 + 1.0, centre, total, extra, y, edge
+    return fit & sharp, log_of_k, mass.to(tl.float64), log_of_k, centre, total, extra, y, edge
 
 
 @inner
@@ -259,7 +259,7 @@ def of_probs(p, q, inside):
     y = tl.div_rn(tl.div_rn(tl.sum(d), mass), rho).to(tl.float64)
     none = (out * 0).to(tl.float64)
     edge = tl.where(missed > 0, none, -INF)
-    return fit & (out == 0), none, mass.to(tl.float64), rho.to(tl.float64), none, y, none, y - x, edge
+    return fit & (out == 0), none, mass.to(tl.float64), none, tl.log(rho.to(tl.float64)), y, none, y - x, edge
 
 
 # ---- in float64: any input -------------------------------------------------------------------------------------------
@@ -296,28 +296,32 @@ def careful(a, b, within, tau):
     total = tl.where(has_q & ~far, tl.where(has, x + y, mass_q - 1.0), 0.0)
     extra = tl.where(has_q, tl.where(far, textbook, 0.0), -INF)
     y = tl.where(far | ~has | ~has_q, 0.0, y) - tl.where(has, inside, 0.0)
-    centre = tl.where(has, c + (of_q - of_p) * tau, mq * tau)
+    base, centre = tl.where(has, m + of_q, mq) * tau, tl.where(has, c, 0.0)
     mass = tl.where(bad, float("nan"), tl.where(has, mass, 0.0))
-    return (m + of_p) * tau, mass, over * 0.0 + 1.0, centre, total, extra, y, edge
+    return (m + of_p) * tau, mass, base, centre, total, extra, y, edge
 
 
 @inner
-def merged(top, mass, ratio, centre, total, extra, y, edge):
+def merged(top, mass, base, centre, total, extra, y, edge):
     """The part of parts: the chain rule of KL.
 
     Masses and offsets are taken from those of parts that have any, so that large common logits cost no digits.
     """
     has = mass > 0
-    top_of_all, centre_of_all = tl.max(tl.where(has, top, -INF)), tl.max(tl.where(has, centre, -INF))
-    top_of_all = tl.where(top_of_all > -INF, top_of_all, 0.0)
-    centre_of_all = tl.where(centre_of_all > -INF, centre_of_all, 0.0)
+    of_top, of_base, of_centre = _largest_there(top, has), _largest_there(base, has), _largest_there(centre, has)
     more = _log1p(total) + extra
-    offset = (centre - centre_of_all) + tl.log(ratio)
-    a = tl.log(mass) + (top - top_of_all)  # NaN, where a part is no distribution
-    b = tl.where(has, (a + offset) + more, (offset - top_of_all) + more)
+    log_mass = tl.log(mass)  # NaN, where a part is no distribution
+    a = log_mass + (top - of_top)
+    b = (tl.where(mass == 0, 0.0, log_mass) + (base - of_base)) + (centre - of_centre) + more
     within = tl.where(has & (more > -INF), more - y, 0.0)
-    top, mass, ratio, centre, total, extra, y, _ = careful(a, b, within, 1.0)
-    return top + top_of_all, mass, ratio, centre + centre_of_all, total, extra, y, tl.max(edge)
+    top, mass, base, centre, total, extra, y, _ = careful(a, b, within, 1.0)
+    return top + of_top, mass, base + of_base, centre + of_centre, total, extra, y, tl.max(edge)
+
+
+@inner
+def _largest_there(x, has):
+    largest = tl.max(tl.where(has, x, -INF))
+    return tl.where(largest > -INF, largest, 0.0)
 
 
 @inner
@@ -326,14 +330,12 @@ def _both(x, y):
 
 
 @inner
-def merged_with(
-    top, mass, ratio, centre, total, extra, y, edge, top2, mass2, ratio2, centre2, total2, extra2, y2, edge2
-):
+def merged_with(top, mass, base, centre, total, extra, y, edge, top2, mass2, base2, centre2, total2, extra2, y2, edge2):
     """The part of two."""
     return merged(
         _both(top, top2),
         _both(mass, mass2),
-        _both(ratio, ratio2),
+        _both(base, base2),
         _both(centre, centre2),
         _both(total, total2),
         _both(extra, extra2),
@@ -345,7 +347,7 @@ def merged_with(
 @inner
 def nothing(zero):
     """The part that changes none it is merged with."""
-    return zero, zero, zero + 1.0, zero, zero, zero - INF, zero, zero - INF
+    return zero, zero, zero, zero, zero, zero - INF, zero, zero - INF
 
 
 @inner

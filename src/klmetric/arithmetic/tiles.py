@@ -78,17 +78,17 @@ def _careful_tile(
         b = _logarithms(_read(q, q_step, left, C, UNIT_Q), inside, Q)
         a, b = (b, a) if swapped else (a, b)
         return careful(a, b, 0.0, tau)
-    top, mass, ratio, centre, total, extra, y, edge = nothing((left * 0).to(tl.float64))
+    top, mass, base, centre, total, extra, y, edge = nothing((left * 0).to(tl.float64))
     for start in range(0, left, CHUNK):
         inside = tl.arange(0, CHUNK) < left - start
         a = _logarithms(_read(p + start * p_step, p_step, left - start, CHUNK, UNIT_P), inside, P)
         b = _logarithms(_read(q + start * q_step, q_step, left - start, CHUNK, UNIT_Q), inside, Q)
         a, b = (b, a) if swapped else (a, b)
-        top2, mass2, ratio2, centre2, total2, extra2, y2, edge2 = careful(a, b, 0.0, tau)
-        top, mass, ratio, centre, total, extra, y, edge = merged_with(
-            top, mass, ratio, centre, total, extra, y, edge, top2, mass2, ratio2, centre2, total2, extra2, y2, edge2
+        top2, mass2, base2, centre2, total2, extra2, y2, edge2 = careful(a, b, 0.0, tau)
+        top, mass, base, centre, total, extra, y, edge = merged_with(
+            top, mass, base, centre, total, extra, y, edge, top2, mass2, base2, centre2, total2, extra2, y2, edge2
         )
-    return top, mass, ratio, centre, total, extra, y, edge
+    return top, mass, base, centre, total, extra, y, edge
 
 
 @inner
@@ -162,21 +162,21 @@ def measure_tiles(
             a, b = (y, x) if swapped else (x, y)
             inside = tl.arange(0, C) < left
             if P:
-                fit, top, mass, ratio, centre, total, extra, rest, edge = of_probs(a, b, inside)
+                fit, top, mass, base, centre, total, extra, rest, edge = of_probs(a, b, inside)
             else:
-                fit, top, mass, ratio, centre, total, extra, rest, edge = of_plain_logs(
+                fit, top, mass, base, centre, total, extra, rest, edge = of_plain_logs(
                     a, b, inside, factor, log2e, ln2, ln2_rest, reach, under
                 )
                 if not fit:
-                    fit, top, mass, ratio, centre, total, extra, rest, edge = of_logs(
+                    fit, top, mass, base, centre, total, extra, rest, edge = of_logs(
                         a, b, inside, tau, factor, log2e, ln2, ln2_rest, reach, under
                     )
             if not fit:
-                top, mass, ratio, centre, total, extra, rest, edge = _careful_tile(
+                top, mass, base, centre, total, extra, rest, edge = _careful_tile(
                     p, q, p_step, q_step, left, tau, P, Q, UNIT_P, UNIT_Q, swapped, C, CHUNK
                 )
         else:
-            top, mass, ratio, centre, total, extra, rest, edge = _careful_tile(
+            top, mass, base, centre, total, extra, rest, edge = _careful_tile(
                 p, q, p_step, q_step, left, tau, P, Q, UNIT_P, UNIT_Q, swapped, C, CHUNK
             )
         if ONE:
@@ -184,7 +184,7 @@ def measure_tiles(
         else:
             tl.store(parts, top)
             tl.store(parts + step, mass)
-            tl.store(parts + 2 * step, ratio)
+            tl.store(parts + 2 * step, base)
             tl.store(parts + 3 * step, centre)
             tl.store(parts + 4 * step, total)
             tl.store(parts + 5 * step, extra)
@@ -232,23 +232,23 @@ def merge_tiles(
     zero = (tiles * 0).to(tl.float64)
     divergence = zero
     for _ in tl.static_range(DIRECTIONS):
-        top, mass, ratio, centre, total, extra, rest, edge = nothing(zero)
+        top, mass, base, centre, total, extra, rest, edge = nothing(zero)
         for start in range(0, tiles, N):
             tile = start + tl.arange(0, N)
             inside = tile < tiles
-            top2, mass2, ratio2, centre2, total2, extra2, rest2, edge2 = merged(
+            top2, mass2, base2, centre2, total2, extra2, rest2, edge2 = merged(
                 tl.load(parts + tile, mask=inside, other=0.0),
                 tl.load(parts + step + tile, mask=inside, other=0.0),
-                tl.load(parts + 2 * step + tile, mask=inside, other=1.0),
+                tl.load(parts + 2 * step + tile, mask=inside, other=0.0),
                 tl.load(parts + 3 * step + tile, mask=inside, other=0.0),
                 tl.load(parts + 4 * step + tile, mask=inside, other=0.0),
                 tl.load(parts + 5 * step + tile, mask=inside, other=-INF),
                 tl.load(parts + 6 * step + tile, mask=inside, other=0.0),
                 tl.load(parts + 7 * step + tile, mask=inside, other=-INF),
             )
-            top, mass, ratio, centre, total, extra, rest, edge = merged_with(
-                top, mass, ratio, centre, total, extra, rest, edge,
-                top2, mass2, ratio2, centre2, total2, extra2, rest2, edge2,
+            top, mass, base, centre, total, extra, rest, edge = merged_with(
+                top, mass, base, centre, total, extra, rest, edge,
+                top2, mass2, base2, centre2, total2, extra2, rest2, edge2,
             )  # fmt: skip
         divergence += divergence_of(top, mass, total, extra, rest, edge, classes)
         parts += 8 * step
