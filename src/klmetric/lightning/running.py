@@ -12,6 +12,8 @@ from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_min
 from klmetric.accumulate.loading import Loadable
 from klmetric.distributed import deal_of
 from klmetric.rows.measure import Input
+from klmetric.rows.shards import first_places, local_part
+from klmetric.rows.tensors import is_sharded
 
 # What merges states of other metrics so that one process can have those of all.
 _MERGE = {dim_zero_sum, dim_zero_cat, dim_zero_max, dim_zero_min}
@@ -92,11 +94,12 @@ class Running:
         if self.deal is not None:
             real = self._real(p, batch_idx)
             if not bool(real.all()):
-                if isinstance(p, Tensor) and isinstance(q, Tensor):
+                if isinstance(p, Tensor) and isinstance(q, Tensor) and not (is_sharded(p) or is_sharded(q)):
                     # By index, not by weight: that serves metrics without weights as well.
                     p, q = p[real], q[real]
                     weight, targets = _of_samples(weight, real), _of_samples(targets, real)
                 else:
+                    weight = local_part("weight", weight, p) if is_sharded(p) else weight
                     weight = real if weight is None else weight * _as_prefix(real, weight)
         others = {"weight": weight, "targets": targets}
         self.metric.update(p, q, **{name: x for name, x in others.items() if x is not None})
@@ -118,13 +121,26 @@ class Running:
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
             return self.metric.compute()
 
-    def _real(self, p: Input, batch_idx: int) -> Tensor:
+    def _real(self, p: Any, batch_idx: int) -> Tensor:
         assert self.deal is not None
         shape = p.batch_shape if isinstance(p, Distribution) else p.shape
-        size = shape[0] if shape else 1
         start = self.seen if self.batch_size is None else (batch_idx - self.first) * self.batch_size
         left = self.deal.samples - start
         expected = left if self.batch_size is None else min(self.batch_size, left)
+        size = shape[0] if shape else 1
+        here = None
+        if is_sharded(p) and any(place.is_shard(0) for place in p.placements):
+            if self.batch_size is None:
+                raise ValueError(
+                    "`drop_padding` must know the size of the batch where a DTensor is sharded along the samples. Got"
+                    f" {p.placements}, and a batch sampler without `batch_size`. Give it one, or shard p and q along"
+                    " other axes."
+                )
+            # It may hold the batches of several processes one after another, or this one alone.
+            here = first_places(p)
+            batches = len(set((here // expected).tolist()))
+            if size % expected == 0 and self.deal.processes % (size // expected) == 0 and batches <= 1:
+                size = expected
         if size > expected or (self.batch_size is not None and size != expected):
             raise ValueError(
                 "`drop_padding` needs one entry of `p` and `q` per sample, on the first axis: the samples that"
@@ -133,8 +149,9 @@ class Running:
                 " on the number of processes.)"
             )
         self.seen = start + size
-        device = p.device if isinstance(p, Tensor) else None
-        return self.deal.real(start, size).to(device)
+        real = self.deal.real(start, size)
+        real = real if here is None else real[here % size]
+        return real.to(p.device if isinstance(p, Tensor) else None)
 
 
 def metrics_of(metric: Metric | MetricCollection) -> list[Metric]:

@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -87,11 +88,11 @@ def _of_dtensors(p: Any, q: Any, weight: Tensor | None, targets: Tensor | None, 
     holders = tuple(mesh.mesh[here].flatten().tolist())
     group = mesh.get_group(of_classes[0]) if of_classes else None
     width = -(-p.shape[axis] // mesh.size(of_classes[0])) if of_classes else p.shape[axis]
-    weight, targets = (_local(name, x, p) for name, x in (("weight", weight), ("targets", targets)))
+    weight, targets = (local_part(name, x, p) for name, x in (("weight", weight), ("targets", targets)))
     return Shards(p.to_local(), q.to_local(), weight, targets, group, holders, width)
 
 
-def _local(name: str, x: Any, p: Any) -> Any:
+def local_part(name: str, x: Any, p: Any) -> Any:
     """The part of the weights, or targets, that are of the rows of this process."""
     if not is_sharded(x):
         return x
@@ -103,3 +104,16 @@ def _local(name: str, x: Any, p: Any) -> Any:
                 f" part along axis {i} of the mesh. Use redistribute, or give the local rows as a tensor."
             )
     return x.to_local()
+
+
+def first_places(x: Any) -> Tensor:
+    """Which places along its first axis a `DTensor` has on this process, on the CPU."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = x.device_mesh
+    everywhere = DTensor.from_local(
+        torch.arange(x.shape[0], device=mesh.device_type), mesh, [Replicate()] * mesh.ndim, run_check=False
+    )
+    # Each takes its own of what all have, so that nothing is sent.
+    placements = [place if place.is_shard(0) else Replicate() for place in x.placements]
+    return everywhere.redistribute(mesh, placements).to_local().cpu()
