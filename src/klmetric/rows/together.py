@@ -84,8 +84,8 @@ def measure_together(shards: Shards, options: Options, agrees: bool, fields: tup
             targets, weight = check_targets(targets, like.expand(*like.shape[:-1], sum(widths)), weight, options)
         kls, again, logs = _second_exchange(part, shards, whole, first, targets, asks)
         kl = torch.stack(kls).sum(0).view(like.shape[:-1])
-        same = (whole.leaders[0] == whole.leaders[1]).view(kl.shape) & ~kl.isnan()
         known = _statistics(whole, again, kl.flatten(), options.temperature)
+        same = known.agree[:, 0].view(kl.shape)
         values = values_of(fields, known, logs).view(len(fields), *kl.shape) if fields else None
     kl = _with_gradient(kl, part, whole.masses, kls)
     return Rows(
@@ -207,11 +207,11 @@ def _statistics(whole: Whole, again: Again | None, kl: Tensor, temperature: floa
     """The same as of rows that one process has; what nobody asked for is NaN."""
     log_masses, unknown = whole.masses.logs(temperature), torch.full_like(kl, math.nan)
     if again is None:
-        same = (whole.leaders[0] == whole.leaders[1]).unsqueeze(-1).expand(-1, 3)
-        return Statistics(kl, unknown, unknown, unknown, *log_masses, unknown, same)
-    others, same = again[:3], (again.ranked[0] == again.ranked[1]).cumprod(-1).bool()
-    same = same[:, [k - 1 for k in sharded.FIRST]] & ~kl.isnan().unsqueeze(-1)
-    return Statistics(kl, *others, *log_masses, unknown, same)
+        others, same = (unknown, unknown, unknown), (whole.leaders[0] == whole.leaders[1]).unsqueeze(-1)
+    else:
+        others, same = again[:3], (again.ranked[0] == again.ranked[1]).cumprod(-1).bool()
+        same = same[:, [k - 1 for k in sharded.FIRST]]
+    return Statistics(kl, *others, *log_masses, unknown, same & ~kl.isnan().unsqueeze(-1))
 
 
 def _with_gradient(kl: Tensor, part: _Part, masses: Masses, kls: list[Tensor]) -> Tensor:
