@@ -12,11 +12,11 @@ demo: $(INSTALLED)
 PYTEST := $(BIN)/python -m pytest -n 2 --maxschedchunk 1
 
 test: $(INSTALLED)
-	@echo "All tests: two to three minutes on two idle cores. (make quick: those that start no processes, and are quick.)"
+	@echo "All tests: some eight minutes on two idle cores. (make quick: those that start no processes, and are quick.)"
 	$(PYTEST)
 
 quick: $(INSTALLED)
-	@echo "What takes no second by itself, and starts no process: under a minute on two idle cores."
+	@echo "What takes no second by itself, and starts no process: half of the time of all tests."
 	$(PYTEST) -m "not slow"
 
 check: $(INSTALLED)
